@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from p2pinfer import logs
 from p2pinfer.engine.gguf.model_header import default_model_path
+from tests.support import gpus as _gpus  # noqa: F401 -- takes what is for tests on a GPU alone
 from tests.support.natlab.hosts import why_not
 from tests.support.natlab.internet import Internet
 from tests.support.surroundings import NOT_LOOKING

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +14,7 @@ from p2pinfer.api.questions import Question
 from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.call_reading import CallBegins, CallGrows, ToolCall
+from p2pinfer.client.echo import NO_ECHO, Echo, text_of
 from p2pinfer.client.grammars import Thoughts, json_shape
 from p2pinfer.client.harmony import HarmonySpeech
 from p2pinfer.client.infill import infill_prompt
@@ -25,6 +26,9 @@ from transports.traffic import TRAFFIC
 
 CALLED_S = 5.0
 """How long it counts that all peers of a chain answered, or not: probes may ask every second."""
+
+SCORED_TOKENS_MAX = 32_768
+"""Of all prompts in a request whose log-probabilities are told: some 40 MB until it is answered."""
 
 ENGINE_LOST = "this gateway's own engine has ended, and is being started again"
 
@@ -110,6 +114,8 @@ class Finished:
     """What its text is made of, where it is more than words."""
     echoed: str = ""
     """The prompt that was said before it."""
+    echo_scores: tuple[Scored, ...] = ()
+    """What is told of that one's tokens."""
 
     @property
     def finish(self) -> str:
@@ -125,6 +131,14 @@ class Finished:
 def finish_of(answer: Answer, speech: Hearing | None) -> str:
     """Say why an answer ended: what stopped to call tools says so."""
     return "tool_calls" if speech and speech.calls and answer.finish == "stop" else answer.finish
+
+
+def _check_scored(prompts: Sequence[Sequence[int]]) -> None:
+    if (tokens := sum(map(len, prompts))) > SCORED_TOKENS_MAX:
+        raise UserError(
+            f"log-probabilities of a prompt are told of {SCORED_TOKENS_MAX:,} tokens at most,"
+            f" and there are {tokens:,}: send less at once, or set echo to false"
+        )
 
 
 Part = Thinks | Said | CallOpens | CallPiece | Calls | Ended | Finished
@@ -261,25 +275,48 @@ class Gateway:
             if not question.prefill:
                 thoughts = self.swarm.thoughts_after(rendered.text)
             prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
+        if question.echo and question.how.sampling.top_logprobs is not None:
+            _check_scored(prompts)
         if grammar := await self._grammar(question, thoughts):
             question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
             speech = self._hearing(question, thoughts)
-            echoed = str(question.prompts[number // question.choices]) if question.echo else ""
+            if number % question.choices == 0:
+                echo = await self._echo(question, number // question.choices, prompt)
+                scores: tuple[Scored, ...] = ()
+            is_scored = how.sampling.prompt_logprobs is not None
             with self._watched(request) as answer:
-                if echoed:
-                    yield Said(number, echoed)
+                if echo.text and not is_scored:
+                    yield Said(number, echo.text, scores)
                 parts = self._parts(number, prompt, how, answer, speech)
                 async with aclosing(parts):
                     async for part in parts:
+                        if is_scored:
+                            is_scored, scores = False, echo.scored(answer.prompt_scores)
+                            yield Said(number, echo.text, scores)
+                        if isinstance(part, Said) and part.scores:
+                            part = replace(part, scores=echo.behind(part.scores))  # noqa: PLW2901
                         yield part
+                if is_scored:  # an answer that is shown only when it is verified, and empty
+                    scores = echo.scored(answer.prompt_scores)
+                    yield Said(number, echo.text, scores)
             receipt = None
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt, speech, echoed)
+            yield Finished(number, answer, receipt, speech, echo.text, scores)
+
+    async def _echo(self, question: Question, number: int, tokens: list[int]) -> Echo:
+        """Return what is said of a prompt before its answer."""
+        if not question.echo:
+            return NO_ECHO
+        prompt, is_scored = question.prompts[number], question.how.sampling.top_logprobs is not None
+        if isinstance(prompt, str) and not is_scored:
+            return Echo(prompt)
+        pieces = await self.swarm.client.ends.pieces(tokens)
+        return Echo(prompt if isinstance(prompt, str) else text_of(pieces), tokens, pieces)
 
     def _hearing(self, question: Question, thoughts: Thoughts) -> Hearing | None:
         """Return what hears an answer; None where it is words alone."""
@@ -306,7 +343,9 @@ class Gateway:
         shape, swarm = question.shape, self.swarm
         if question.messages and swarm.dialect.in_channels and not question.prefill:
             return await swarm.channels_grammar(shape, tools) if shape or tools else None
-        held = calls_shape(tools, swarm.dialect, shape) if tools else shape
+        held = shape
+        if tools:
+            held = calls_shape(tools, swarm.dialect, shape, await swarm.call_marks())
         return await swarm.grammar_of(held, thoughts) if held else None
 
     async def _callable(self, tool: Tool) -> Tool:

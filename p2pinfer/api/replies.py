@@ -12,6 +12,7 @@ from p2pinfer.api.logprobs import chat_scores, completion_scores
 from p2pinfer.api.model_facts import ModelFacts
 from p2pinfer.client.answer import Answer, Scored
 from p2pinfer.client.call_reading import ToolCall
+from p2pinfer.client.echo import Echo
 
 
 def model_slug(name: str) -> str:
@@ -162,7 +163,8 @@ class CompletionFormat:
     def choice(self, _: str, found: Finished) -> dict[str, Any]:
         """Return a whole answer."""
         answer = found.answer
-        scores = answer.scores_before(len(answer.text))
+        own = Echo(found.echoed).behind(answer.scores_before(len(answer.text)))
+        scores = (*found.echo_scores, *own)
         return self._text(found.choice, found.echoed + answer.text, scores, found.finish)
 
     def begin(self, index: int) -> None:

@@ -44,8 +44,8 @@ class MachineFlags:
         str,
         option(
             "gpu",
-            "GPU that holds this machine's layers: its name as p2pinfer doctor lists it, off, or"
-            " auto for the one that is likely to be fastest, where it computes exactly.",
+            "GPU that holds this machine's layers: its name as p2pinfer peers --why lists it, off,"
+            " or auto for the one that is likely to be fastest, where it computes exactly.",
         ),
     ] = "auto"
 

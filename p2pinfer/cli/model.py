@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
 
+from p2pinfer.cli.key import proof
 from p2pinfer.cli.model_find import find
 from p2pinfer.cli.model_suggest import suggest
 from p2pinfer.cli.options import (
@@ -40,6 +41,7 @@ NAMED_MAX = 4
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 app.command(find)
 app.command(suggest)
+app.command(proof, name="proof-key")
 
 
 @app.command

@@ -54,7 +54,10 @@ SwarmModel = Annotated[
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
     Path | None,
-    option("network-key", "File with a private network's key (see: p2pinfer key new)."),
+    option(
+        "network-key",
+        "File with a private network's key, or of a network of founders (see: p2pinfer network).",
+    ),
 ]
 
 
@@ -98,13 +101,14 @@ class ReachFlags:
         Raises:
             UserError: the flags cannot be used.
         """
-        from p2pinfer.node.swarm_connection import reach_of
-        from transports.secret import read_network_key
+        from p2pinfer.node.swarm_connection import reach_of, read_key
 
-        key = read_network_key(self.network_key) if self.network_key else None
+        key, members = None, None
+        if self.network_key:
+            network, key, members = read_key(self.network_key, network)
         if invited := self.invited():
             network, key = _network_of(invited, network, key)
-        return reach_of(network, key, self.mdns, self.dht, named)
+        return reach_of(network, key, self.mdns, self.dht, named, members)
 
     @property
     def says_where(self) -> bool:
@@ -369,7 +373,7 @@ class AnswerFlags:
         option(
             "proof-rate",
             "Share of stages, 0 to 1, that must also open rows, which this machine checks with its"
-            " proof key (p2pinfer key proof).",
+            " proof key (p2pinfer model proof-key).",
         ),
     ] = PROOF_RATE_DEFAULT
     sponsor: Annotated[

@@ -53,7 +53,7 @@ class NotACall(Exception):
     """What stands there is no call after all."""
 
 
-class Source:
+class GrowingText:
     """A text that still grows, and how far it was read."""
 
     def __init__(self, text: str = "") -> None:
@@ -162,10 +162,10 @@ _SPELLED = re.compile(
 )
 _TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
 _ESCAPE_CHARS_MAX = 12
-"""Of two halves of a character: so many are waited for before an escape counts as broken."""
+"""Of two halves of a character: an escape that is no longer than this may still be whole."""
 
 
-def json_pieces(source: Source) -> Iterator[str | None]:
+def json_pieces(source: GrowingText) -> Iterator[str | None]:
     """Yield JSON of arguments as it stands, the first character of which is there.
 
     A text that spells JSON is told as what it spells; null is told as no arguments.
@@ -186,7 +186,7 @@ def json_pieces(source: Source) -> Iterator[str | None]:
         yield "" if value == "null" else value
 
 
-def _nested(source: Source) -> Iterator[str | None]:
+def _nested(source: GrowingText) -> Iterator[str | None]:
     """Yield an object or a list; line breaks within its texts, which JSON forbids, are escaped."""
     depth, is_quoted = 0, False
     while True:
@@ -229,7 +229,7 @@ def _escaped(found: re.Match[str]) -> str:
     return json.dumps(found[0])[1:-1]
 
 
-def _spelled(source: Source) -> Iterator[str | None]:
+def _spelled(source: GrowingText) -> Iterator[str | None]:
     source.at += 1
     while True:
         end = _end(_SPELLED, source.text, source.at)
@@ -246,7 +246,7 @@ def _spelled(source: Source) -> Iterator[str | None]:
         yield None
 
 
-def _text(source: Source) -> Generator[None, None, str]:
+def _text(source: GrowingText) -> Generator[None, None, str]:
     """Return a JSON text, the quotation mark of which comes next; raises NotACall."""
     raw = yield from source.match(_TEXT)
     try:
@@ -257,7 +257,7 @@ def _text(source: Source) -> Generator[None, None, str]:
     return found
 
 
-def _whole(source: Source) -> Generator[None, None, str]:
+def _whole(source: GrowingText) -> Generator[None, None, str]:
     """Return arguments once all of them are there; none of it is dropped."""
     found = []
     source.holds = True
@@ -270,7 +270,7 @@ def _whole(source: Source) -> Generator[None, None, str]:
     return "".join(found)
 
 
-def read_objects(source: Source, schemas: Schemas, *, known: bool) -> Reading:
+def read_objects(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read objects with a name and arguments, in lists or one behind the other.
 
     Args:
@@ -283,7 +283,7 @@ def read_objects(source: Source, schemas: Schemas, *, known: bool) -> Reading:
         source.drop()
 
 
-def _object(source: Source, known: Schemas | None) -> Reading:
+def _object(source: GrowingText, known: Schemas | None) -> Reading:
     """Read one object; raises NotACall until its name and the beginning of its arguments came."""
     name: str | None = None
     early: str | None = None
@@ -328,7 +328,7 @@ _NAME = re.compile(r"[\w.-]+")
 _ID = re.compile(r"\w+")
 
 
-def read_mistral(source: Source, schemas: Schemas, *, known: bool) -> Reading:
+def read_mistral(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read a list of objects, or names with their arguments behind them; as ``read_objects``."""
     yield from source.skip_spaces()
     yield from source.skip("[TOOL_CALLS]")
@@ -347,7 +347,7 @@ def read_mistral(source: Source, schemas: Schemas, *, known: bool) -> Reading:
         source.drop()
 
 
-def read_phi(source: Source, schemas: Schemas, *, known: bool) -> Reading:
+def read_phi(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read objects between marks that may be no text; as ``read_objects``."""
     yield from source.skip_spaces()
     yield from source.skip("<|tool_call|>")
@@ -359,7 +359,7 @@ SEP, CALL_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF00
 CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
 
 
-def read_deepseek(source: Source, schemas: Schemas, *, known: bool) -> Reading:
+def read_deepseek(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read names with their arguments, each call between marks; as ``read_objects``."""
     while (yield from source.skip_spaces()):
         if not (yield from source.skip(CALL_BEGIN)):

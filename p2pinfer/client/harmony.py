@@ -12,8 +12,8 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from p2pinfer.client.call_reading import Source, told
-from p2pinfer.client.grammars import json_rule
+from p2pinfer.client.call_reading import GrowingText, told
+from p2pinfer.client.grammars import THOUGHTS_BEGIN, THOUGHTS_END, json_rule
 from p2pinfer.client.speech import Heard, Hearing, Thought, Word
 from p2pinfer.client.tool_calls import Tools
 from p2pinfer.engine.template import Message
@@ -24,6 +24,9 @@ NO_THOUGHTS = f"<|channel|>analysis{_BODY}<|end|><|start|>assistant"
 """Behind a prompt: nothing is thought before the answer."""
 
 ANSWER_BEGINS = f"<|channel|>final{_BODY}"
+
+EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
+"""Words for how long to think that clients have, and the model does not."""
 
 _ENDS = ("<|end|>", "<|start|>", "<|call|>", "<|return|>")
 
@@ -44,7 +47,7 @@ class HarmonySpeech(Hearing):
 
     def __init__(self, tools: Tools | None, *, is_begun: bool) -> None:
         super().__init__()
-        self._source, self._tools = Source(), tools
+        self._source, self._tools = GrowingText(), tools
         self._is_thinking = False
         self._messages = self._heard(is_begun=is_begun)
 
@@ -70,6 +73,8 @@ class HarmonySpeech(Hearing):
             if to and self._tools and to[1] != "assistant":
                 yield from source.skip_spaces()
                 yield from told(to[1], source.pieces(*_ENDS))
+                if not self._tools.several:
+                    return
             elif to or (channel and channel[1] == "analysis"):  # to a tool that is not there
                 self._is_thinking = True
                 yield from self._body(Thought)
@@ -100,6 +105,38 @@ class HarmonySpeech(Hearing):
             else:
                 yield kind(lead + piece)
                 lead = ""
+
+
+class ChannelsText:
+    """Makes of channels what other models say: words, behind thoughts between marks."""
+
+    def __init__(self) -> None:
+        self._speech = HarmonySpeech(None, is_begun=False)
+        self._is_thought = False
+
+    @property
+    def words(self) -> str:
+        """What was said so far, without thoughts."""
+        return self._speech.words
+
+    def feed(self, text: str) -> str:
+        """Return the text that is certain now."""
+        return self._written(self._speech.feed(text))
+
+    def end(self) -> str:
+        """Return what was held back, now that nothing follows."""
+        return self._written(self._speech.end())
+
+    def _written(self, parts: Iterator[Heard]) -> str:
+        said = ""
+        for part in parts:
+            if isinstance(part, Thought):
+                said += part.text if self._is_thought else f"{THOUGHTS_BEGIN}\n{part.text}"
+                self._is_thought = True
+            elif isinstance(part, Word):
+                said += f"\n{THOUGHTS_END}\n\n{part.text}" if self._is_thought else part.text
+                self._is_thought = False
+        return said
 
 
 def arranged(messages: Sequence[Message]) -> list[Message]:

@@ -24,12 +24,19 @@ from p2pinfer.client.grammars import (
     Thoughts,
     with_thoughts,
 )
-from p2pinfer.client.harmony import ANSWER_BEGINS, NO_THOUGHTS, arranged, channels_grammar
+from p2pinfer.client.harmony import (
+    ANSWER_BEGINS,
+    EFFORTS,
+    NO_THOUGHTS,
+    ChannelsText,
+    arranged,
+    channels_grammar,
+)
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
-from p2pinfer.engine.special_tokens import Spellings
+from p2pinfer.engine.special_tokens import CALL_MARKS, Spellings
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
@@ -51,6 +58,7 @@ class Swarm:
         self.client, self.pool = client, pool
         self._source = chat_template or client.model.info.chat_template
         self._template: ChatTemplate | None = None
+        self._marks: dict[str, int] | None = None
 
     @property
     def model_name(self) -> str:
@@ -68,6 +76,8 @@ class Swarm:
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message, piece by piece.
+
+        What it thinks stands between ``<think>`` and ``</think>``.
 
         Args:
             messages: the conversation so far: ``role`` and ``content`` of each message.
@@ -88,10 +98,13 @@ class Swarm:
             sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
         prompt = await self.prompt_of(advice.with_system(messages), parse_special=parse_special)
         how = ChatOptions(sampling, max_tokens, None, stops)
+        channels = ChannelsText() if self.dialect.in_channels else None
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:
-                if piece:
-                    yield piece
+                if text := channels.feed(piece) if channels else piece:
+                    yield text
+        if channels and (text := channels.end()):
+            yield text
 
     def check_chat(self) -> None:
         """Raise BrokenTemplate where questions can only be asked as completions."""
@@ -153,6 +166,8 @@ class Swarm:
             messages, tools = as_text(messages, tools), ()
         elif self.dialect.in_channels:
             messages = arranged(messages)
+            if (effort := options.get("reasoning_effort")) in EFFORTS:
+                options = {**options, "reasoning_effort": EFFORTS[effort]}
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
@@ -194,6 +209,15 @@ class Swarm:
             return Thoughts.ARE_BEGUN
         is_over = prompt.rstrip().endswith(THOUGHTS_END)
         return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def call_marks(self) -> dict[str, int]:
+        """Return what calls are written with that are control tokens, and which."""
+        if self._marks is None:
+            ends = self.client.ends
+            control = {*(await ends.special_tokens()).control}
+            marks = [mark for mark in CALL_MARKS if mark in control]
+            self._marks = {mark: (await ends.tokenize(mark, special=True))[-1] for mark in marks}
+        return self._marks
 
     async def channels_grammar(self, shape: Shape | None, tools: Tools | None) -> str:
         """Return the grammar of an answer in channels; raises UserError for a bad one."""

@@ -8,10 +8,10 @@ from enum import Enum, auto
 from p2pinfer.client.call_reading import (
     CallBegins,
     CallPart,
+    GrowingText,
     NotACall,
     Reading,
     Schemas,
-    Source,
     ToolCall,
 )
 from p2pinfer.client.grammars import THOUGHTS_BEGIN, THOUGHTS_END, Thoughts
@@ -84,6 +84,8 @@ class _In(Enum):
     THOUGHTS = auto()
     WORDS = auto()
     CALL = auto()
+    NOTHING = auto()
+    """It may call no more than once, and has."""
 
 
 class Speech(Hearing):
@@ -98,9 +100,10 @@ class Speech(Hearing):
     def __init__(self, thoughts: Thoughts, tools: Tools | None, dialect: Dialect) -> None:
         super().__init__()
         self._schemas = tools.schemas if tools else {}
+        self._is_alone = tools is not None and not tools.several
         self._dialect = dialect if tools else None
         self._rest, self._at = "", _In.WORDS
-        self._source, self._lead, self._has_called = Source(), "", False
+        self._source, self._lead, self._has_called = GrowingText(), "", False
         self._reading: Reading = _nothing()
         if thoughts is Thoughts.MAY_BEGIN:
             self._at = _In.BEGINNING
@@ -121,6 +124,7 @@ class Speech(Hearing):
             _In.THOUGHTS: self._think,
             _In.WORDS: self._say,
             _In.CALL: self._call,
+            _In.NOTHING: self._ignore,
         }
         while True:
             before = self._at
@@ -156,11 +160,11 @@ class Speech(Hearing):
             self._rest = self._rest.lstrip()
             self._strips = not self._rest
         text, dialect = self._rest, self._dialect
-        if dialect and not dialect.begin and not self.words:
+        if dialect and dialect.begins and not self.words:
             lead = text.lstrip()
             begins = dialect.begins(lead, tuple(self._schemas)) if lead else None
-            if begins:
-                self._read(dialect, text, lead="")
+            if begins and not (dialect.begin and lead.startswith(dialect.begin)):
+                self._read(dialect, text, lead="", known=True)
                 return
             if begins is None and not is_over:
                 return
@@ -168,7 +172,8 @@ class Speech(Hearing):
         at = text.find(begin) if begin else -1
         if dialect and at >= 0:
             said = text[:at].rstrip()
-            self._read(dialect, text[at + len(begin) :], text[len(said) : at + len(begin)])
+            lead = text[len(said) : at + len(begin)]
+            self._read(dialect, text[at + len(begin) :], lead, known=False)
         else:
             said = text
             if begin and not is_over:  # white space before a call belongs to it
@@ -177,11 +182,11 @@ class Speech(Hearing):
         if said:
             yield Word(said)
 
-    def _read(self, dialect: Dialect, text: str, lead: str) -> None:
-        """Read a call in what follows; ``lead`` is what was dropped for it."""
+    def _read(self, dialect: Dialect, text: str, lead: str, *, known: bool) -> None:
+        """Read a call in what follows, to what is ``known``; ``lead`` was dropped for it."""
         self._rest, self._at = text, _In.CALL
-        self._source, self._lead, self._has_called = Source(), lead, False
-        self._reading = _within(dialect, self._source, self._schemas)
+        self._source, self._lead, self._has_called = GrowingText(), lead, False
+        self._reading = _within(dialect, self._source, self._schemas, known=known)
 
     def _call(self, *, is_over: bool) -> Iterator[Heard]:
         source = self._source
@@ -192,6 +197,9 @@ class Speech(Hearing):
                     return
                 self._has_called = self._has_called or isinstance(part, CallBegins)
                 yield part
+                if self._is_alone and isinstance(part, ToolCall):
+                    self._at = _In.NOTHING
+                    return
         except NotACall:
             source.at = 0
         self._at, self._strips = _In.WORDS, self._has_called
@@ -203,10 +211,14 @@ class Speech(Hearing):
             if words := self._lead + source.text[:cut]:
                 yield Word(words)
 
+    def _ignore(self, *, is_over: bool) -> Iterator[Heard]:  # noqa: ARG002 -- as its like
+        self._rest = ""
+        yield from ()
 
-def _within(dialect: Dialect, source: Source, schemas: Schemas) -> Reading:
+
+def _within(dialect: Dialect, source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read calls up to the mark that ends them."""
-    yield from dialect.read(source, schemas, known=not dialect.begin)
+    yield from dialect.read(source, schemas, known=known)
     if dialect.end:
         yield from source.skip_spaces()
         yield from source.skip(dialect.end)

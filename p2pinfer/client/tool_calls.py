@@ -8,15 +8,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from p2pinfer.client.call_reading import (
     CALL_BEGIN,
     CALL_END,
     SEP,
+    GrowingText,
     Reading,
     Schemas,
-    Source,
     read_deepseek,
     read_mistral,
     read_objects,
@@ -51,7 +52,7 @@ class Tool:
 class Reader(Protocol):
     """Reads calls in a text that still grows."""
 
-    def __call__(self, source: Source, schemas: Schemas, *, known: bool) -> Reading:
+    def __call__(self, source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
         """Tell calls until something else follows; ``known``: of what is offered alone.
 
         Raises:
@@ -65,7 +66,7 @@ class Dialect:
     """How a family of models writes calls."""
 
     begin: str
-    """Comes before a call; where it is empty, a call is the whole answer."""
+    """Comes before a call, or before all of them; where it is empty, they are the whole answer."""
     end: str
     read: Reader
     """Reads the calls in what stands between the two."""
@@ -77,9 +78,9 @@ class Dialect:
     """Arguments stand one by one between marks, and are not a JSON object."""
     in_channels: bool = False
     """All that is said is in channels, as ``client.harmony`` has it."""
-    begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
+    begins: Callable[[str, Sequence[str]], bool | None] | None = None
     """Says whether an answer that begins so, with no space before it, is a call to one of the
-    named; None where that is not certain yet."""
+    named, without its mark; None where that is not certain yet. Not there: none ever is."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,18 @@ LLAMA = Dialect(
     ("", "; ", ""),
     begins=_begins_object,
 )
-PHI = Dialect("", "", read_phi, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
+_PHI = ("<|tool_call|>", "<|/tool_call|>")
+PHI = Dialect(*_PHI, read_phi, _OBJECT, (f"{_PHI[0]}[", ", ", f"]{_PHI[1]}"), begins=_begins_phi)
 NEMOTRON = Dialect(
     "<TOOLCALL>", "</TOOLCALL>", read_objects, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
 )
-MISTRAL = Dialect("", "", read_mistral, _OBJECT, ("[", ", ", "]"), begins=_begins_mistral)
+_MISTRAL = "[TOOL_CALLS]"
+MISTRAL = Dialect(
+    _MISTRAL, "", read_mistral, _OBJECT, (f"{_MISTRAL}[", ", ", "]"), begins=_begins_mistral
+)
+MISTRAL_NAMED = Dialect(
+    _MISTRAL, "", read_mistral, (_MISTRAL, "[ARGS]", ""), ("", "", ""), begins=_begins_mistral
+)
 _CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
 DEEPSEEK = Dialect(
     *_CALLS,
@@ -164,7 +172,12 @@ DEEPSEEK_PLAIN = Dialect(
 HARMONY = Dialect("", "", read_objects, ("", "", ""), in_channels=True)
 
 
-_BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
+_BY_MARK = {
+    "[ARGS]": MISTRAL_NAMED,
+    _MISTRAL: MISTRAL,
+    "<|tool_call|>": PHI,
+    "<TOOLCALL>": NEMOTRON,
+}
 
 
 def knows_tools(template: str) -> bool:
@@ -190,42 +203,70 @@ def dialect_of(template: str) -> Dialect:
     return HERMES
 
 
-def calls_shape(tools: Tools, dialect: Dialect, instead: Shape | None = None) -> Shape | None:
+def calls_shape(
+    tools: Tools,
+    dialect: Dialect,
+    instead: Shape | None = None,
+    marks: Mapping[str, int] = MappingProxyType({}),
+) -> Shape:
     """Hold an answer to its calls: their names, and arguments that fit their schemas.
 
     Where a model need not call, what it says otherwise is free; or it is as ``instead`` has it.
-    Nothing is held to where calls have no mark of their own and may be missing.
+    ``marks``: what spells a control token in the vocabulary, and which.
     """
-    lead, between, tail = map(json.dumps, dialect.around)
+    rules = [*_call_rules(tools, dialect, marks)]
+    lead, between, tail = (_spelled(each, marks) for each in dialect.around)
     several = f" ({between} call)*" if tools.several else ""
     calls = f"calls: {lead} call{several} {tail}"
     if tools.must:
-        return Shape("\n".join(["start: calls", calls, *_call_rules(tools, dialect)]))
+        return Shape("\n".join(["start: calls", calls, *rules]))
     if instead:
         or_else = instead.grammar.replace("start:", "start: calls |", 1)
-        return Shape("\n".join([or_else, calls, *_call_rules(tools, dialect)]))
-    if not dialect.begin or dialect.around[0]:
-        return None
-    rules = [
-        f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}",
-        "rest: TEXT",
-        f"mark[lazy]: TEXT {json.dumps(dialect.begin)}",
-        r"TEXT: /(.|\n)*/",
+        return Shape("\n".join([or_else, calls, *rules]))
+    if not dialect.begin:  # what begins like a call to one of them is one
+        names = "|".join(re.escape(tool.name).replace("/", r"\/") for tool in tools.offered)
+        begun = f'{re.escape(dialect.body[0])}({names})"(.|\\n)*'
+        words = rf"WORDS: /(.|\n)*/ & ~/{begun}/"
+        return Shape("\n".join(["start: calls | WORDS", words, calls, *rules]))
+    begin, space = dialect.begin, f"/{WHITE_SPACE}/"  # as some leave out the new line
+    mark = f"mark[lazy]: TEXT {json.dumps(begin, ensure_ascii=False)}"
+    if begin in marks:
+        mark = f"mark: TEXT <[{marks[begin]}]>"
+    if dialect.around[0]:
+        behind = _spelled(dialect.around[0].removeprefix(begin), marks)
+        start = f"start: mark {space} {behind} call{several} {tail} rest | rest"
+    else:
+        start = f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}"
+        rules = [*_call_rules(tools, dialect, marks, begun=True)]
+    text = ["rest: TEXT", mark, r"TEXT: /(.|\n)*/"]
+    return Shape("\n".join([start, *text, *rules]), is_whole=False)
+
+
+def _spelled(text: str, marks: Mapping[str, int]) -> str:
+    """Return what stands for a text in a rule, where some of it may be control tokens."""
+    if not marks:
+        return json.dumps(text, ensure_ascii=False)
+    cut = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+    found = [
+        f"<[{marks[part]}]>" if part in marks else json.dumps(part, ensure_ascii=False)
+        for part in cut
+        if part
     ]
-    marked = _call_rules(tools, dialect, begun=True)
-    return Shape("\n".join([*rules, *marked]), is_whole=False)
+    return " ".join(found) or '""'
 
 
-def _call_rules(tools: Tools, dialect: Dialect, *, begun: bool = False) -> Iterator[str]:
+def _call_rules(
+    tools: Tools, dialect: Dialect, marks: Mapping[str, int], *, begun: bool = False
+) -> Iterator[str]:
     """Yield rules for a call; ``begun``: behind what it begins with."""
     head, middle, tail = dialect.body
     if begun:
         head = head.removeprefix(dialect.begin).lstrip()
     yield "call: " + " | ".join(f"call_{at}" for at in range(len(tools.offered)))
-    space = f"/{WHITE_SPACE}/ " if begun else ""  # as some leave out the new line
+    space = f"/{WHITE_SPACE}/ " if begun else ""
+    behind = _spelled(tail, marks)
     for at, tool in enumerate(tools.offered):
-        before = json.dumps(head + tool.name + middle, ensure_ascii=False)
-        behind = json.dumps(tail, ensure_ascii=False)
+        before = _spelled(head + tool.name + middle, marks)
         yield f"call_{at}: {space}{before} arguments_{at} {behind}"
         if dialect.is_xml:
             yield from argument_rules(tool.parameters, f"arguments_{at}", strict=tool.strict)

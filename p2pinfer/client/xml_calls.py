@@ -14,7 +14,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from p2pinfer.client.call_reading import NotACall, Reading, Schemas, Source, told
+from p2pinfer.client.call_reading import GrowingText, NotACall, Reading, Schemas, told
 from p2pinfer.client.grammars import json_rule
 from p2pinfer.core.errors import UserError
 
@@ -22,7 +22,7 @@ _TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 """What a schema may ask of a text that stands as it is, and no grammar here holds it to."""
 
 
-def read_functions(source: Source, schemas: Schemas, *, known: bool) -> Reading:
+def read_functions(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read functions one behind the other; as ``call_reading.read_objects``."""
     while (yield from source.skip_spaces()):
         if not (yield from source.skip("<function=")):
@@ -38,7 +38,7 @@ def read_functions(source: Source, schemas: Schemas, *, known: bool) -> Reading:
         source.drop()
 
 
-def _arguments(source: Source, schema: Mapping[str, Any]) -> Iterator[str | None]:
+def _arguments(source: GrowingText, schema: Mapping[str, Any]) -> Iterator[str | None]:
     """Yield the JSON of arguments, behind the first one's mark.
 
     They are texts where the schema wants texts, else what they spell.
@@ -62,7 +62,7 @@ def _arguments(source: Source, schema: Mapping[str, Any]) -> Iterator[str | None
     yield "}"
 
 
-def _typed(source: Source, schema: Any) -> Generator[str | None, None, bool]:
+def _typed(source: GrowingText, schema: Any) -> Generator[str | None, None, bool]:
     """Yield the JSON of a value; a text as it comes. Returns whether it came to an end."""
     end = "\n</parameter>" if (yield from source.skip("\n")) else "</parameter>"
     types = _types(schema)

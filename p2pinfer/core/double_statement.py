@@ -1,6 +1,6 @@
 """Two statements that a user signed under one number, with different sums: a proof that it lied.
 
-It needs no judge and no layers: whoever has the two signatures has the proof, and anybody can check
+It needs no judge and no layers: who has the two signatures has the proof, and anybody can check
 it. It travels among fraud proofs (see ``peers.audits.frauds``), as a case of no model.
 
 What it rests on: Ed25519, and that one key signs in one place at a time. A key that runs on two

@@ -24,6 +24,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
     keep       how a model is stored beyond its holders: see `p2pinfer.core.storage`
     evidence   requester → each stage, beside the session: see ``evidence``
     openings   requester → each stage, beside the session: see ``proving``
+    enrolment  among members of a network of founders: see ``enrolment``
     learning   members of a learning task → each other: see `p2pinfer.core.learning`
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, with the reason
@@ -50,6 +51,7 @@ from p2pinfer.core.checks import (
     text,
     whole,
 )
+from p2pinfer.core.enrolment import AskGrant, GrantIs, StillIn
 from p2pinfer.core.evidence import (
     AskRows,
     Cases,
@@ -438,6 +440,9 @@ Message = (
     | Owe
     | Owed
     | Vouch
+    | AskGrant
+    | GrantIs
+    | StillIn
     | AskCells
     | CellsAre
     | AskSteps

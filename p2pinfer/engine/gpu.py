@@ -41,6 +41,11 @@ class Gpu:
         return f"{self.name} {self.description} {self.driver} {self.build}"
 
     @property
+    def suffix(self) -> str:
+        """What the names of files end with that hold for it."""
+        return f"-{self.name.lower()}"
+
+    @property
     def why_not(self) -> str:
         """Why it is not used unless a person names it; empty if it may be."""
         is_emulated = any(word in self.description.lower() for word in _EMULATED)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -12,6 +12,7 @@ from p2pinfer.core.advertisement import State
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.ledger import LedgerEntry
+from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.ledger_db import LedgerDb, LedgerKeeper, Moved, Side, open_books, weighed
 from p2pinfer.node.sponsors import clock_ms
@@ -63,10 +64,21 @@ class BooksTally(Tally):
             _log.warning("%s", error)
 
 
+async def keep_used(done: Iterable[LedgerEntry], manifest: Manifest) -> None:
+    """Write down what others did for this machine; the answer itself never fails for that."""
+    try:
+        weighted = [weighed(each, manifest) for each in done]
+        await trio.to_thread.run_sync(open_books().keep, Side.USED, weighted)
+    except UserError as error:
+        _log.warning("%s", error)
+
+
 @asynccontextmanager
-async def counting() -> AsyncIterator[Tally]:
-    """Provide a tally that is written at the end of the block."""
+async def counting(nursery: trio.Nursery | None = None) -> AsyncIterator[Tally]:
+    """Provide a tally that is written at the end of the block; in a nursery, now and then, too."""
     tally = BooksTally(open_books())
+    if nursery:
+        nursery.start_soon(tally.run)
     try:
         yield tally
     finally:

@@ -20,10 +20,9 @@ from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.stripes import DATA_SHARES, PARITY_SHARES, Layout
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.atomic_file import replace_text
-from p2pinfer.node.bookkeeping import BooksTally, tell_credit
+from p2pinfer.node.bookkeeping import counting, tell_credit
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
@@ -182,9 +181,7 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
         me = transport.peer_id
         find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
         transport.seek_relays(find)
-        tally = BooksTally(open_books())
-        stack.callback(tally.write)
-        swarm.nursery.start_soon(tally.run)
+        tally = await stack.enter_async_context(counting(swarm.nursery))
         PartsServer(transport, store, on_sent=tally.sent).listen()
         server = KeepServer(transport, store)
         server.listen()

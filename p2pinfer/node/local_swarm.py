@@ -18,6 +18,7 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.gpu import AUTO, OFF, Gpu
+from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.loading_steps import Step, ignore
@@ -157,6 +158,8 @@ def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions)],
+        # They are for this process alone.
+        *["--sessions-per-requester", str(machine.sessions)],
         # Without it, each of them finds out how long its sessions may be, as this process does.
         *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),
@@ -225,7 +228,7 @@ async def run_peer(
 
 def _environment(home: Path | None) -> dict[str, str]:
     """Return the environment without this process's own options, such as --bootstrap."""
-    kept = ("P2PINFER_HOME",)
+    kept = ("P2PINFER_HOME", libraries.FOLDER_VARIABLE)
     found = {
         k: v for k, v in python_environment().items() if k in kept or not k.startswith("P2PINFER_")
     }

@@ -2,8 +2,8 @@
 
     data/marked.jsonl     one lesson a line, as ``p2pinfer learn`` reads them
 
-Nothing reads the file but ``p2pinfer marked``, which shows and erases, and ``p2pinfer learn`` when a
-person says so. A question that is marked again replaces what was marked before.
+Nothing reads the file but ``p2pinfer marked``, which shows and erases, and ``p2pinfer learn``
+where a person says so. A question that is marked again replaces what was marked before.
 """
 
 import fcntl

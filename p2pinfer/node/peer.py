@@ -18,13 +18,14 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.bookkeeping import BooksTally, keep_accounts
+from p2pinfer.node.bookkeeping import counting, keep_accounts
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -67,6 +68,7 @@ from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
+from peers.serving.credit import Credit
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Transport
 from transports.identity import Identity
@@ -110,6 +112,8 @@ class PeerOptions:
     """Rest while the machine is on battery or busy with other work."""
     keep_bytes: int = 0
     """Disk lent to the model, besides what it serves."""
+    sessions_per_requester: int = SESSIONS_PER_REQUESTER_DEFAULT
+    """How many sessions one requester may have here at once."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +194,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             me = transport.peer_id
             find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
             transport.seek_relays(find)
-        tally = BooksTally(open_books())
-        stack.callback(tally.write)
-        nursery.start_soon(tally.run)
+        tally = await stack.enter_async_context(counting(nursery))
         keep_server = _listen_for_parts(transport, store, tally)
         server: Server | None = None
         network = name_of(options.network)
@@ -225,8 +227,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 swarm, store, model.manifest, keep_server, space, say=hooks.say, tally=tally
             )
             nursery.start_soon(keep.run)
-        frauds = _frauds(swarm, model, server)
-        credit.on_double = frauds.report
+        frauds = _frauds(swarm, model, server, credit)
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
@@ -252,7 +253,7 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server, credit: Credit) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
     model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
@@ -269,6 +270,7 @@ def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds
         steps=steps,
     )
     frauds.listen()
+    credit.on_double = frauds.report
     return frauds
 
 
@@ -362,7 +364,7 @@ class _Supplies:
         model, path = await self._obtain(needed, make)
         self.newest = path
         machine = self.machine or for_model(self.options.machine, model)
-        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
+        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads, machine.gpu))
         async with open_stage(
             path,
             first,
@@ -439,7 +441,9 @@ def _compose(
         transport,
         supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, inner_layers(model.manifest, options.keep), fixed),
+        ServingPlan(
+            me, inner_layers(model.manifest, options.keep), fixed, options.sessions_per_requester
+        ),
         supplies.swarm.chance,
         clock_ms,
         hooks.leaving,

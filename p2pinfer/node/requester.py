@@ -45,11 +45,11 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
-from p2pinfer.node.bookkeeping import counting
+from p2pinfer.node.bookkeeping import counting, keep_used
+from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books, weighed
-from p2pinfer.node.loading_steps import Step, ignore, loading
+from p2pinfer.node.loading_steps import Step, ignore, loading_ends
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
@@ -330,11 +330,8 @@ class Client(SwarmClient):
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
-        try:
-            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
-        except UserError as error:  # the answer itself is unaffected
-            _log.warning("%s", error)
+        await trio.to_thread.run_sync(open_checks().keep, trust)
+        await keep_used(evidence.work(position), self.model.manifest)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
@@ -366,14 +363,6 @@ def _sponsor(
     if options.sponsored:
         nursery.start_soon(sponsorship.run)
     return sponsorship.current
-
-
-def _loading_ends(model: PartsModel, first: int, last: int, threads: int | None) -> str:
-    layers = model.info.layers
-    own = f"this machine's own layers, 0:{first} and {layers - last}:{layers}"
-    if not first + last:
-        own = "the embedding and the head"
-    return loading(own, model.end_paths(first, last), threads)
 
 
 def _open_ends(
@@ -487,9 +476,10 @@ async def open_client(
             model, (own, (first_end, last_end)) = await obtain(
                 transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
             )
-        step(_loading_ends(own, first, last, options.machine.threads))
+        machine = options.machine
+        step(loading_ends(own, first, last, machine.threads, machine.gpu))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
+            _open_ends(own, first_end, last_end, for_ends(machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

@@ -124,6 +124,66 @@ async def test_thinking_is_switched_off_by_request(
     assert (message["content"], message["reasoning_content"]) == ("", "Hm.")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"thinking": {"type": "disabled"}}, {"reasoning": {"enabled": False, "exclude": True}},
+     {"reasoning": {"effort": "none"}}, {"reasoning_effort": "none"}],
+)  # fmt: skip
+async def test_thinking_is_switched_off_in_others_words(
+    more: dict[str, Any], autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Of DeepSeek, OpenRouter and OpenAI; what is not understood is refused by name."""
+    message, _ = await asked("Yes.", tools=None, **more)
+    assert message["content"] == "Yes."
+    (name,) = more
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        for wrong in ({"effort": 3}, {"tpye": "x"}, "low", {"type": "sometimes"}):
+            reply = await ask.post("/v1/chat/completions", json=body(**{name: wrong}))
+            assert reply.status_code == (200 if wrong == "low" and "effort" in name else 400)
+
+
+async def test_model_calls_among_allowed_tools(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """In OpenAI's words; what names none of the tools is refused."""
+    other = {"function": {"name": "other", "parameters": {}}}
+    named = [{"type": "function", "function": {"name": "look"}}]
+    async with fake_gateway(chat_template=TEMPLATE) as (_, client, app), http(app) as ask:
+        for allowed, wanted in (
+            ({"mode": "required", "tools": named}, 200),
+            ({"mode": "required", "tools": []}, 400),
+            ({"mode": "auto", "tools": [{"function": {"name": "fly"}}]}, 400),
+        ):
+            client.made.ends.script[:] = ["Hi"]
+            choice = {"type": "allowed_tools", "allowed_tools": allowed}
+            asked_so = body(tools=[TOOL, other], tool_choice=choice)
+            reply = await ask.post("/v1/chat/completions", json=asked_so)
+            assert reply.status_code == wanted, reply.text
+        (started,) = client.made.ends.started
+    assert "start: calls" in started.grammar or "start: thoughts" in started.grammar
+    assert "look" in started.grammar
+    assert "other" not in started.grammar
+
+
+async def test_same_seed_gives_the_same_tokens(autojump_clock: MockClock) -> None:
+    """Whole and streamed, with tools and without, and in every other choice's company."""
+    async with fake_gateway(chat_template="x {{ tools and 1 }}") as (_, _client, app):
+        for tools in (None, [TOOL]):
+            asked_so = body(tools=tools, temperature=1.5, seed=7, max_tokens=20)
+            texts = []
+            for more in ({}, {"stream": True}, {}, {"n": 2}):
+                call = Call("/v1/chat/completions", {**asked_so, **more})
+                await call.run(app)
+                if "stream" in more:
+                    deltas = [each["choices"][0]["delta"] for each in call.events]
+                    texts.append("".join(each.get("content", "") for each in deltas))
+                else:
+                    choices = json.loads(call.body)["choices"]
+                    texts.append(choices[0]["message"]["content"])
+            assert len(set(texts)) == 1
+            assert len({choice["message"]["content"] for choice in choices}) == 2
+
+
 async def test_template_reads_tools_and_what_they_gave(
     autojump_clock: MockClock, prompts: list[str]
 ) -> None:
@@ -234,6 +294,10 @@ async def test_answer_goes_on_from_the_assistants_words(
         assert whole.text == "user: Look. assistant: <think>\n\n</think>\n\nI see <think>"
         tokens = await gateway.swarm.tokenize(whole.text, whole.literal)
         assert reply.json()["usage"]["prompt_tokens"] == len(tokens)
+        client.made.ends.script[:] = ["x"]
+        prefixed = [said[0], {**said[1], "prefix": True}]
+        other = await ask.post("/v1/chat/completions", json=body(messages=prefixed, tools=[]))
+        assert other.json()["usage"]["prompt_tokens"] == len(tokens)
         for wrong in (
             {"messages": said[:1]},
             {"add_generation_prompt": True},

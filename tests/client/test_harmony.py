@@ -1,6 +1,7 @@
 """What gpt-oss says in channels is heard as thoughts, words and calls, and can be held to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def test_parts_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
         told += speech.end()
         assert (speech.thoughts, speech.words, speech.calls) == wanted
         assert assembled(told) == speech.calls
+
+
+def test_no_more_than_one_call_is_heard_where_one_may_be() -> None:
+    """What follows is nobody's words."""
+    speech = HarmonySpeech(replace(TOOLS, several=False), is_begun=False)
+    list(speech.feed(f"{CALL}<|end|><|start|>assistant{LATE}"))
+    list(speech.end())
+    assert (speech.words, len(speech.calls)) == ("", 1)
 
 
 def test_thoughts_are_counted_in_tokens() -> None:

@@ -1,6 +1,7 @@
 """What an answer is made of, however it is cut into pieces."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,6 +190,15 @@ CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, lis
         '<tool_call>\n<function=named>\n<parameter=name>\na "b"\n</para',
         ("", "", [ToolCall("named", '{"name": "a \\"b\\"\\n</para')]),
     ),
+    "mistral says a word before": (
+        Thoughts.NONE, TOOLS, MISTRAL, 'So. [TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]go.on[ARGS]{}',
+        ("", "So.", [F1, F2]),
+    ),
+    "phi says a word before": (
+        Thoughts.NONE, TOOLS, PHI,
+        'So. <|tool_call|>[{"name": "f", "arguments": {"x": 1}}]<|/tool_call|>',
+        ("", "So.", [F1]),
+    ),
     "mistral says words": (Thoughts.NONE, TOOLS, MISTRAL, "for [x]", ("", "for [x]", [])),
     "deepseek": (
         Thoughts.NONE, TOOLS, DEEPSEEK,
@@ -211,6 +221,17 @@ def test_parts_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
     for at in (cuts, [], list(range(1, len(text)))):
         speech = heard(text, at, thoughts, tools, dialect)
         assert (speech.thoughts, speech.words, speech.calls) == wanted
+
+
+@pytest.mark.parametrize("name", ["several", "llama", "mistral by name", "deepseek", "qwen coder"])
+def test_no_more_than_one_call_is_heard_where_one_may_be(name: str) -> None:
+    """What follows is nobody's words."""
+    thoughts, tools, dialect, text, (_, words, calls) = CASES[name]
+    assert tools
+    alone = replace(tools, several=False)
+    for cuts in ([], list(range(1, len(text)))):
+        speech = heard(text, cuts, thoughts, alone, dialect)
+        assert (speech.words, speech.calls) == (words, calls[:1])
 
 
 JSON = st.recursive(

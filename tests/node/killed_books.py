@@ -8,6 +8,7 @@ import os
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerEntry
@@ -84,7 +85,7 @@ def user_sent(user: LedgerDb) -> int:
     return sum(each["amounts"]["had"]["sent"] for each in user.report()["peers"])
 
 
-def fields(shown: dict[str, object]) -> dict[str, object]:
+def fields(shown: dict[str, Any]) -> dict[str, Any]:
     """Return a shown statement's own fields."""
     own = {name: value for name, value in shown.items() if name != "countersignature"}
     return own | {"signature": bytes.fromhex(str(own["signature"]))}

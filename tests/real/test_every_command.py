@@ -25,6 +25,7 @@ from tests.real import (
     test_invitations,
     test_keep,
     test_learn,
+    test_networks,
     test_parts,
     test_serving,
 )
@@ -47,6 +48,7 @@ SMALL: Final = {
     "bench swarm": "--peers 2 --model {tiny}",
     "config": "",
     "key proof": "{tiny}",
+    "model proof-key": "{tiny}",
     "ledger": "",
     "marked": "",
     "model calibrate": "{tiny}",
@@ -71,6 +73,7 @@ PRINTED: Final = {
     "bench swarm": {"first_token_s", "route"},
     "config": {"options"},
     "key proof": {"layers", "bytes"},
+    "model proof-key": {"layers", "bytes"},
     "ledger": {"served", "used", "peers"},
     "marked": {"file", "marked"},
     "model calibrate": {"bounds"},
@@ -104,6 +107,11 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "model show": test_model.test_show,
     "model suggest": test_model_names.test_suggest,
     "model verify": test_model.test_verify_names_what_is_damaged,
+    "network create": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network expel": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network invite": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network join": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network members": test_networks.test_a_founder_invites_and_expels_a_member,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
     "keep": test_keep.test_a_model_outlives_two_of_five_storers,
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
@@ -114,7 +122,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
 }
 """The tests that run the other commands."""
 
-ALONE: Final = {"doctor", "key new", "network-key", "--install-completion"}
+ALONE: Final = {"doctor", "key new", "network key", "network-key", "--install-completion"}
 """Commands with tests of their own below; the last three print no JSON, but a file's name."""
 
 LONG: Final = {
@@ -195,10 +203,11 @@ def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None
     """On standard output, alone on their line."""
     for words in (
         ["key", "new"],
+        ["network", "key"],
         ["network-key"],
         ["--install-completion", "--shell", "bash", "--output"],
     ):
-        file = tmp_path / words[0].strip("-")
+        file = tmp_path / " ".join(words[:2]).strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
         assert file.read_bytes()

@@ -41,10 +41,10 @@ TABLES: dict[str, list[Row]] = {
         Row("positions per session (`--context`)", "{}", "p2pinfer.core.limits", "CONTEXT_DEFAULT"),
         Row("positions of the longest one", "{}", "p2pinfer.core.limits", "LONG_CONTEXT_DEFAULT"),
         Row(
-            "sessions per requester at a peer",
+            "sessions per requester at a peer (`--sessions-per-requester`)",
             "{}",
-            "peers.serving.stage",
-            "SESSIONS_PER_REQUESTER_MAX",
+            "p2pinfer.core.limits",
+            "SESSIONS_PER_REQUESTER_DEFAULT",
         ),
         Row("sessions waiting at a stage", "{}", "scheduler.admission", "WAITING_MAX"),
         Row(

@@ -87,13 +87,19 @@ def explain(error: BaseException, *, private: bool) -> str:
     text = root(error)
     if "protocols not supported" in text and "noise" in text:
         if private:
-            return "it does not belong to this private network: it has no network key"
+            return (
+                "it does not belong to this private network: it has no network key, or one of"
+                " another kind"
+            )
         return "it belongs to a private network: give that network's key file with --network-key"
     if other := _OTHER_ID.search(text):
         return f"another peer is there: {other[1]}"
     if "Connection closed" in text:
         if private:
-            return "it refused the handshake: perhaps it has another network key"
+            return (
+                "it refused the handshake: perhaps it has another network key, or it is no member"
+                " any more, or this machine is none"
+            )
         return "it hung up during the handshake: it is not a peer, or accepts no more connections"
     return text
 

@@ -95,7 +95,7 @@ class Libp2pTransport:
         self.reach = ReachWatch(
             host,
             announced,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             Random(secrets.randbits(64)),  # noqa: S311 -- picks which peer to ask first
             partial(secrets.randbits, 64),
             on_change=self.note_moved,
@@ -136,7 +136,7 @@ class Libp2pTransport:
         self.punches = Punches(
             host,
             meetings,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             lambda: self.addresses,
             self.reach_directly,
         )
@@ -161,14 +161,17 @@ class Libp2pTransport:
     def addresses(self) -> Sequence[str]:
         """Multiaddrs at which others reach this peer, with its id.
 
-        Of a hidden peer those through its relays; while that is open, they stand behind its own.
+        Of a hidden peer those through its relays, which else stand behind its own: while that is
+        open, or where it is hidden by IPv4 alone.
         """
         relayed = self.relays.addresses
         if self.reachability is Reachability.HIDDEN:
             return relayed
         if self.reachability is Reachability.PUBLIC:
-            return [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
-        return [*self.own_addresses[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
+            own = [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
+        else:
+            own = [*self.own_addresses]
+        return [*own[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
 
     @property
     def own_addresses(self) -> Sequence[str]:
@@ -182,6 +185,11 @@ class Libp2pTransport:
     def reachability(self) -> Reachability:
         """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
         return self.reach.reachability
+
+    def part(self, peer: PeerId) -> None:
+        """End all connections with a peer; it may come back."""
+        for connection in self._connections(peer):
+            connection.abort("it is no member of this network any more")
 
     async def wait_moved(self) -> None:
         """Wait for other addresses; see `transports.base.Transport.wait_moved`."""
@@ -245,10 +253,15 @@ class Libp2pTransport:
         return self._relaying is Relaying.ALWAYS
 
     def _needs_relays(self) -> bool:
-        """Whether others cannot dial this peer, or none could be asked and it looks so."""
-        if self.reachability is not Reachability.UNKNOWN:
-            return self.reachability is Reachability.HIDDEN
-        hosts = [found[2] for each in self.own_addresses if (found := REACHED.match(each))]
+        """Whether others cannot dial this peer by IPv4, or none could be asked and it looks so.
+
+        By IPv6 not everybody can, and what is global stands behind a firewall at home.
+        """
+        verdict = self.reach.families["ip4"].verdict
+        if verdict is not Reachability.UNKNOWN:
+            return verdict is Reachability.HIDDEN
+        found = [REACHED.match(each) for each in self.own_addresses]
+        hosts = [each[2] for each in found if each and each[1] == "ip4"]
         return not any(map(is_global, hosts)) and any(
             (remote := each.get_remote_address()) and is_global(remote[0])
             for each in self._dialled_directly()
@@ -445,6 +458,7 @@ async def open_libp2p(
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
+        members=reach.members,
         announced=announced,
         meetings=meetings,
         guests=guests,

@@ -178,7 +178,10 @@ class SumMember:
         return seal(self._dealt[member], self._hellos[member][HASH_BYTES:], info)
 
     def take(self, member: int, public: bytes, sealed: bytes) -> None:
-        """Take a member's public key, and what it has sealed for this one; raises BadSum."""
+        """Take a member's public key, and what it has sealed for this one; raises BadSum.
+
+        What was taken once stays as it was.
+        """
         with _blamed(member):
             if member not in self._hellos or member == self._me:
                 raise BadSum("keys of somebody who is not met")
@@ -189,7 +192,8 @@ class SumMember:
             if len(dealt) != poly_bytes(self._ring) + KEY_BYTES:
                 raise BadSum(f"{len(dealt):,} bytes are no share of a key")
             poly_of_bytes(self._ring, memoryview(dealt)[:-KEY_BYTES])
-        self._taken[member] = public, dealt
+            if self._taken.setdefault(member, (public, dealt)) != (public, dealt):
+                raise BadSum("two different shares of a key")
 
     @property
     def taken(self) -> frozenset[int]:

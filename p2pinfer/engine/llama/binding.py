@@ -14,7 +14,8 @@ positions whatever other sessions do, so the floating-point sums of attention ne
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.llama.tracing import Trace, Tracer, check_traced
-from p2pinfer.engine.special_tokens import ControlToken
+from p2pinfer.engine.special_tokens import CALL_MARKS, ControlToken
 
 # How often a thread checks whether the others have finished before it sleeps until they have; there
 # are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
@@ -47,8 +48,17 @@ from p2pinfer.engine.special_tokens import ControlToken
 # Read when llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
-llama_cpp: Any = libraries.bindings()
-api: Any = llama_cpp.llama_cpp
+
+def _bindings() -> Any:
+    """Import llama.cpp's Python bindings, for the libraries that a person names, if any."""
+    libraries.use_named_folder()
+    import llama_cpp
+
+    return llama_cpp
+
+
+_llama_cpp = _bindings()
+api = _llama_cpp.llama_cpp
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -110,6 +120,8 @@ class Span:
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
     layers: int | None = None
     """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
+    every: bool = False
+    """Give logits of each row, and not of the last alone."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -200,9 +212,9 @@ class Slice:
         params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            _llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if self.settings.flash_attention
-            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            else _llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.kv_unified = False
         # A windowed layer must keep every cell, or dropping positions would not bring them back.
@@ -225,6 +237,10 @@ class Slice:
         if threads != self._threads:
             self._threads = threads
             api.llama_set_n_threads(self.ctx, threads, threads)
+
+    def use_fixed_rows(self) -> None:
+        """Decode only one row, or one fixed number of them, from now on."""
+        self.settings = replace(self.settings, fixed=True)
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop a session's positions from ``length`` on; 0 frees all its cells.
@@ -385,13 +401,14 @@ class Slice:
         return [outputs[: len(spans[0])]]
 
     def _row_by_row(self, span: Span) -> NDArray[np.float32]:
-        """Run each row of a span by itself; where logits come out, return the last one's."""
+        """Run each row of a span by itself; return the last one's logits, or all if wanted."""
         found = []
         for i in range(len(span)):
-            outputs = span.outputs and (i + 1 == len(span) or not self._logits)
+            is_told = span.every or i + 1 == len(span) or not self._logits
+            outputs = span.outputs and is_told
             at, row = span.position + i, span.inputs[i : i + 1]
             found.append(self.decode([Span(span.slot, at, row, outputs, span.layers)])[0].copy())
-        return found[-1] if self._logits else np.concatenate(found)
+        return found[-1] if self._logits and not span.every else np.concatenate(found)
 
     def trace(
         self, span: Span, *, pad_to: int = 0, pause: Callable[[], None] | None = None
@@ -450,15 +467,16 @@ class Slice:
         return np.frombuffer(data, np.float32).reshape(-1, self.width)
 
     def _logits_of(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
-        """One row of logits per span that asked for outputs: of its last row."""
+        """The last row's logits per span that asked for outputs, or all of its rows'."""
         found, row = [], -1
         for span in spans:
             row += len(span)
             if not span.outputs:
                 found.append(np.empty((0, self.vocabulary), np.float32))
                 continue
-            data = api.llama_get_logits_ith(self.ctx, row)
-            found.append(np.ctypeslib.as_array(data, (1, self.vocabulary)))
+            rows = len(span) if span.every else 1  # one behind the other, in their order
+            data = api.llama_get_logits_ith(self.ctx, row - rows + 1)
+            found.append(np.ctypeslib.as_array(data, (rows, self.vocabulary)))
         return found
 
 
@@ -509,7 +527,8 @@ class _Batch:
             else:
                 self._embd[row : row + len(span)] = span.inputs
             while row < first + len(span):
-                self._place(row, span.slot, span.position + row - first, wanted=not only_last)
+                wanted = span.every or not only_last
+                self._place(row, span.slot, span.position + row - first, wanted=wanted)
                 row += 1
             self._wanted[row - 1] = span.outputs or not only_last
         while row < pad_to:
@@ -578,6 +597,15 @@ class Vocabulary:
                 return buffer.raw[:count]
             room = -count
 
+    def shown(self, token: int) -> bytes:
+        """Return the bytes that an answer shows of a token: text, and what a call begins with."""
+        return self._marks.get(token) or self.piece(token)
+
+    @cached_property
+    def _marks(self) -> dict[int, bytes]:
+        control = self.control_tokens()
+        return {each.token: each.text.encode() for each in control if each.text in CALL_MARKS}
+
     @property
     def size(self) -> int:
         """How many tokens there are."""
@@ -633,6 +661,8 @@ class Sampler:
         allowed: TokenFilter | None = None,
     ) -> None:
         self._part, self._chain, self._told = part, None, sampling.top_logprobs
+        self.prompt_told = sampling.prompt_logprobs or 0
+        """How many of the likeliest tokens to tell beside each of a prompt's."""
         self._filter = allowed
         self._is_greedy = not (sampling.temperature or sampling.is_penalised or sampling.logit_bias)
         if self._is_greedy:
@@ -657,7 +687,8 @@ class Sampler:
             token = self._draw(row, logits)
             return token, [] if told is None else log_probabilities(logits, token, told)
         as_found = None if told is None else logits.copy()
-        logits[:, ~self._filter.allowed()] = -np.inf  # where llama.cpp reads them too
+        # Where llama.cpp reads them too.
+        np.copyto(logits, np.float32(-np.inf), where=~self._filter.allowed())
         token = self._draw(row, logits)
         self._filter.accept(token)
         if told is None or as_found is None:
@@ -709,7 +740,7 @@ def _load_model(path: Path, settings: Settings) -> Any:
     devices = _ggml.device_list(settings.device)
     # Always told, or prompts are multiplied on a GPU although the layers are not there.
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
-    params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    params.split_mode, params.main_gpu = _llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
     params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
@@ -768,7 +799,7 @@ def _last_error() -> str:
 def build_fingerprint() -> str:
     """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
     features = api.llama_print_system_info().decode()
-    return f"{llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
+    return f"{_llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:

@@ -48,6 +48,13 @@ def search() -> Search:
     return Search(tuple(Gpu(**each) for each in said))
 
 
+def backends() -> tuple[str, ...]:
+    """Return the kinds of GPUs that the llama.cpp here was compiled for."""
+    return tuple(
+        path.name.split("-")[1].split(".")[0] for path in libraries.backends(libraries.folder())
+    )
+
+
 def chosen(named: str) -> Gpu | None:
     """Return the GPU that engines use; None for the CPU.
 

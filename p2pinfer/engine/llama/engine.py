@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -10,7 +11,16 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, Room, RowSteps
+from p2pinfer.engine.base import (
+    Candidate,
+    Decoded,
+    Done,
+    EngineBusy,
+    NextToken,
+    Room,
+    RowSteps,
+    Scores,
+)
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
@@ -209,13 +219,30 @@ class _LocalEndsSession:
         assert isinstance(decoding_us, int)
         return decoding_us
 
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> Scores:
+        _, scores = await self._slot.ask("score", position, regime, rows, following)
+        return [_candidates(each) for each in scores]
+
     async def next(
-        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+        self,
+        position: int,
+        rows: bytes,
+        *,
+        regime: Regime,
+        drafted: int | None = None,
+        following: Sequence[int] = (),
     ) -> NextToken:
-        answer = await self._slot.ask("next", position, regime, rows, drafted)
-        decoding_us, token, piece, is_end, rows, likely = answer
-        candidates = tuple(Candidate(*each) for each in likely)
-        return NextToken(token, piece, is_end, rows, decoding_us, candidates)
+        values = position, regime, rows, drafted, list(following)
+        answer = await self._slot.ask("next", *values)
+        decoding_us, token, piece, is_end, rows, likely, scores = answer
+        found = [_candidates(each) for each in scores]
+        return NextToken(token, piece, is_end, rows, decoding_us, _candidates(likely), found)
+
+
+def _candidates(likely: list[Any]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(*each) for each in likely)
 
 
 class LocalEnds:
@@ -235,6 +262,10 @@ class LocalEnds:
     ) -> list[int]:
         """Return a text's tokens; as ``Tokenizer.tokenize``."""
         return await self._tokenizer.tokenize(text, special=special, literal=literal, most=most)
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for; as ``Tokenizer.pieces``."""
+        return await self._tokenizer.pieces(tokens)
 
     async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
         """Return a grammar for ``Sampling``; as ``Tokenizer.read_grammar``."""

@@ -5,6 +5,7 @@ Only ctypes is needed, so that a process that just looks for devices starts quic
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,15 @@ from p2pinfer.engine.llama import libraries
 
 _KINDS: Final = {1: "gpu", 2: "integrated"}
 """``ggml_backend_dev_type``; the others are CPUs and what only helps them."""
+
+
+_NO_FUSION: Final = (
+    "GGML_VK_DISABLE_FUSION",
+    "GGML_CUDA_DISABLE_FUSION",
+    "GGML_METAL_FUSION_DISABLE",
+)
+"""Variables that keep backends from computing several nodes in one kernel. A layer's last sum and
+the next layer's norm would else give other bits than where the model is cut between them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Ggml:
     """
 
     def __init__(self, where: Path) -> None:
+        os.environ |= dict.fromkeys(_NO_FUSION, "1")  # read when a backend finds its devices
         self._where = where
         self.base = ctypes.CDLL(str(libraries.required("ggml-base", where)))
         self._registry = ctypes.CDLL(str(libraries.required("ggml", where)))
@@ -110,7 +121,7 @@ class Ggml:
         for each in self.devices():
             if each.name == name:
                 return (ctypes.c_void_p * 2)(each.handle, None)
-        raise UserError(f"there is no GPU {name} here any more; see: p2pinfer doctor")
+        raise UserError(f"there is no GPU {name} here any more; see: p2pinfer peers --why")
 
     def read(self, tensor: int, size: int) -> bytes:
         """Return a tensor's first bytes, from whatever memory holds them."""

@@ -6,7 +6,6 @@ those for GPUs only where one is wanted, since their drivers take time and may f
 """
 
 import ctypes
-import importlib
 import importlib.util
 import os
 import re
@@ -115,18 +114,18 @@ def digest(path: Path) -> str:
     return state.hexdigest(length=6)
 
 
-def bindings() -> Any:
-    """Import the Python bindings of llama.cpp, for the folder that a person names if there is one.
+def use_named_folder() -> None:
+    """Have the Python bindings, which are not imported yet, take the folder that a person names.
 
-    By themselves they would load their own ggml beside that one, and refuse a llama.cpp that lacks
-    a function that nobody here calls.
+    They would load their own ggml beside it, and refuse a llama.cpp that lacks a function that
+    nobody here calls.
 
     Raises:
         UserError: it cannot be used; the sentence says why.
     """
     where = named_folder()
     if where is None:
-        return importlib.import_module(_BINDINGS)
+        return
     assert _BINDINGS not in sys.modules, "nothing has loaded the other llama.cpp"
     check_version(where)
     name = f"{_BINDINGS}._ctypes_extensions"
@@ -137,7 +136,6 @@ def bindings() -> Any:
     found.loader.exec_module(module)
     _replace_loading(module, where)
     sys.modules[name] = module
-    return importlib.import_module(_BINDINGS)
 
 
 def check_version(where: Path) -> None:

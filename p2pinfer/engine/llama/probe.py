@@ -126,7 +126,9 @@ def probe(
         EngineError: none can be run: llama.cpp crashes, or memory runs out.
     """
     build, cpu = build_fingerprint(), cpu_features()
-    key = f"{_VERSION} {threads} {build} {cpu}" + (f" {gpu.fingerprint}" if gpu else "")
+    key = f"{_VERSION} {threads} {build} {cpu}"
+    if gpu:
+        key += f" {gpu.fingerprint}{' alone' if gpu.is_named else ''}"
     if kept := _known(cache, key):
         return kept.probe
     alike = cache.with_name(f"kinds-{kinds}-{label(threads, is_most=is_most)}.json")
@@ -245,9 +247,8 @@ def _candidates(threads: int) -> Iterator[Settings]:
 
 
 def _gpu_candidates(device: str) -> Iterator[Settings]:
-    for fixed in (False, True):
-        for flash_attention in (True, False):
-            yield Settings(device=device, fixed=fixed, flash_attention=flash_attention)
+    for flash_attention in (True, False):
+        yield Settings(device=device, flash_attention=flash_attention)
 
 
 def _gpu_refusal(
@@ -317,6 +318,9 @@ def try_settings(
 ) -> Probe | None:
     """Probe settings with their threads and with fewer; None when they are not exact.
 
+    On a GPU, which takes long to load a slice and to prepare its kernels, the same slice is tried
+    with fixed numbers of rows as well.
+
     Args:
         load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
         settings: the settings to try.
@@ -328,6 +332,10 @@ def try_settings(
     try:
         inputs = _inputs(part, tokens=tokens)
         found = _try(part, inputs, layers, settings, device)
+        if found is None and settings.device:
+            settings = replace(settings, fixed=True)
+            part.use_fixed_rows()
+            found = _try(part, inputs, layers, settings, device)
         if found is None:
             return None
         for fewer in thread_counts(settings.threads)[:-1]:

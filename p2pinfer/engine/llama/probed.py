@@ -26,7 +26,7 @@ def probed(part: PartConfig, named: int | None, most: int, gpu: Gpu | None = Non
     """
     threads, is_most, path = named or most, named is None, Path(part.path)
     name = label(threads, is_most=is_most)
-    suffix = f"-{gpu.name.lower()}" if gpu else ""
+    suffix = gpu.suffix if gpu else ""
     speeds = path.with_name(f"speeds-{kinds_digest(path, layers_only=True)}-{name}{suffix}.json")
     on = gpu.fingerprint if gpu else ""
     here = f"{build_fingerprint()} {cpu_features()}" + (f" {on}" if gpu else "")

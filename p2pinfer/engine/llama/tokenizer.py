@@ -82,6 +82,11 @@ class Tokenizer:
         tokens.frombytes(raw)
         return tokens.tolist()
 
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for, control tokens included."""
+        (found,) = await self._ask("pieces", list(tokens))
+        return list(found)
+
     async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
         """Return a grammar, translated if it is in GBNF, that an answer can be held to.
 
@@ -133,6 +138,8 @@ class _Vocabulary:
         match question:
             case ["special"]:
                 return [self._vocabulary.bos, self._vocabulary.eos, list(self._control)]
+            case ["pieces", tokens]:
+                return [[self._vocabulary.piece(token, special=True) for token in tokens]]
             case ["grammar", text, is_gbnf]:
                 try:
                     return [self._grammars.read(text, is_gbnf=is_gbnf)]

@@ -212,6 +212,15 @@ def test_a_sealed_share_is_for_one_receiver_of_one_sum() -> None:
         assert caught.value.member == 2
 
 
+def test_what_was_taken_once_stays(group: list[SumMember]) -> None:
+    """Sealed again it is the same; another share of the same member is refused."""
+    group[0].take(1, group[1].public, group[1].sealed_for(0))
+    group[1]._dealt[0] = group[1]._dealt[2]
+    with pytest.raises(BadSum, match="two different shares") as caught:
+        group[0].take(1, group[1].public, group[1].sealed_for(0))
+    assert caught.value.member == 1
+
+
 def mutated(data: bytes, random: Random) -> bytes:
     """Change, remove or insert some bytes."""
     changed = bytearray(data)

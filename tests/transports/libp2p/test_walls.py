@@ -33,6 +33,8 @@ from transports.base import Channel
 from transports.identity import ephemeral_identity
 from transports.libp2p import dialler, host_run, muxer, yamux
 from transports.libp2p import host as host_module
+from transports.libp2p.dialling import libp2p_id
+from transports.libp2p.host import connections
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 TEST_S_MAX = 20.0
@@ -309,7 +311,11 @@ async def test_a_taken_port_is_named(host: str) -> None:
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 async def test_both_families_listen_at_one_port() -> None:
-    """Libp2p's ``::`` takes the port of IPv4, too: who calls by that is of neither family then."""
+    """Libp2p's ``::`` takes the port of IPv4, too: who calls by that is of neither family then.
+
+    And by IPv6 it does not know where the other end is, so that nobody there could be asked whether
+    a peer is reached by it.
+    """
     own = ephemeral_identity()
     async with open_libp2p(own, ["/ip6/::/tcp/0"], "test") as six:
         port = six.addresses[0].split("/")[4]
@@ -324,6 +330,11 @@ async def test_both_families_listen_at_one_port() -> None:
                 channel = await caller.open(own.peer_id, "echo", [address])
                 await channel.send(b"hi")
                 assert await channel.receive() == b"hi"
+                (there,) = connections(caller._host, libp2p_id(own.peer_id))
+                (here,) = connections(listener._host, libp2p_id(caller.peer_id))
+                host = place.rpartition("/")[2]
+                assert there.get_remote_address() == (host, int(port))
+                assert (here.get_remote_address() or ("", 0))[0] == host
 
 
 async def test_an_address_of_another_machine_is_named() -> None:
