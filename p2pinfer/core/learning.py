@@ -8,7 +8,7 @@
 A *task* is what is to be learned, signed by its proposer. In each of its *rounds* members
 say something in turn, a ``Statement`` each: signed, small, and built on the hash of what was said
 before, so that all who follow the same hashes compute the same child. What is large is a payload,
-named by its hash. `scheduler.rounds` is the table of who says what when.
+named by its hash. `scheduler.round_table` says who says what when.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,8 @@ from attrs import evolve, frozen
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.learning import Kind, Payload, Statement, TaskId, digest_of
 from p2pinfer.core.wire import encode
-from scheduler.rounds import Outcome, Round, Say, Void, groups_of, threshold
+from scheduler.round_table import Outcome, Say, Void, groups_of, threshold
+from scheduler.rounds import Round
 from tests.support.learners import task
 
 TASK_ID = TaskId("a" * 64)

@@ -9,7 +9,7 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.learning import Kind, Statement
-from scheduler.rounds import Phase
+from scheduler.round_table import Phase
 from tests.support.learners import (
     KEYS,
     Learner,
