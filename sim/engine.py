@@ -14,7 +14,6 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import (
-    CannotCopy,
     CellsCopy,
     Decoded,
     Done,
@@ -25,6 +24,7 @@ from p2pinfer.engine.base import (
 )
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
+from sim.openings import VirtualCopy
 
 CHUNK_ROWS = 32
 """The rows in the decode that ``chunk_s`` measures, as in advertisements."""
@@ -100,6 +100,8 @@ class _Cells:
         self.lined_up: list[_Job] = []
         """Submitted and not yet done."""
         self._expected = 0  # positions held once all that was submitted is decoded
+        self.sent: list[bytes] = []
+        """The row of each position, as it was sent."""
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Line up rows; see ``StageSession.submit``."""
@@ -119,10 +121,22 @@ class _Cells:
             raise EngineError(f"the other session does not hold {length} positions")
         self.cache.inherit(parent.cache, length)
         self._expected = length
+        self.sent = parent.sent[:length]
 
-    async def copy(self, positions: int) -> CellsCopy:  # noqa: ARG002 -- an EngineSession's
-        """Refuse: virtual layers have no steps to show."""
-        raise CannotCopy("virtual layers have no steps to show")
+    async def copy(self, positions: int) -> CellsCopy:
+        """Copy what is shown of the first positions; see ``StageSession.copy``."""
+        await trio.lowlevel.checkpoint()
+        if self._stage.is_over:
+            raise EngineDied("the engine has ended, and the session's KV cache with it")
+        if min(self.cache.length, len(self.sent)) < positions:
+            raise EngineError(f"the session holds {self.cache.length} positions")
+        said, links = self.cache.held(positions)
+        return VirtualCopy(self._stage, self.layers, said, links, self.sent[:positions])
+
+    def note(self, position: int, rows: bytes) -> None:
+        """Remember what was sent for the rows from a position on."""
+        del self.sent[position:]
+        self.sent += [rows[at : at + ROW_BYTES] for at in range(0, len(rows), ROW_BYTES)]
 
     def close(self) -> None:
         """Free the cells; idempotent."""
@@ -149,14 +163,14 @@ class VirtualStage:
         self.model, self.first, self.end, self.speed = model, first, end, speed
         self.width, self.context, self.numerics_class = WIDTH, context, numerics_class(numerics)
         self.blocks = True
-        self._rounding = numerics / 256
+        self.rounding = numerics / 256
         self.sessions_max = sessions
         self.busy_s = 0.0
         """Spent decoding."""
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
         self._cheat, self._chance = cheat, chance or Random(0)  # noqa: S311 -- a scenario's seed
-        self._spend, self.is_over = spend, False
+        self.spend, self.is_over = spend, False
         self._open: dict[int, _Cells] = {}
         self._batcher: Batcher[_Job] = Batcher(_REGIMES)
         self._work = trio.Event()
@@ -218,9 +232,9 @@ class VirtualStage:
             if lies and self._cheat and self._cheat.kind == "copies":
                 took_s = 0.0
             if self.speed.handling_s:
-                await self._spend(len(jobs) * self.speed.handling_s)
+                await self.spend(len(jobs) * self.speed.handling_s)
             since_s = trio.current_time()
-            await self._spend(took_s)
+            await self.spend(took_s)
             took_s = trio.current_time() - since_s
             self.busy_s += took_s
             self.lies += lies
@@ -229,13 +243,15 @@ class VirtualStage:
                     job.session.lined_up.remove(job)
                     job.done(Decoded(self._compute(job, lies=lies), int(1e6 * took_s)))
             if self.speed.aside_s:
-                await self._spend(len(jobs) * self.speed.aside_s)
+                await self.spend(len(jobs) * self.speed.aside_s)
 
     def _compute(self, job: _Job, *, lies: bool) -> bytes:
         before, own = job.session.cache.run(job.position, job.rows, regime=job.regime)
         if lies and self._cheat:
             own = self._falsify(job, own)
-        return pack(before, own, self._rounding)
+        rows = pack(before, own, self.rounding)
+        job.session.note(job.position, rows)
+        return rows
 
     def _falsify(self, job: _Job, own: Links) -> Links:
         """Return what a cheat says came out."""

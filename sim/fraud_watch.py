@@ -15,6 +15,7 @@ from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.audits.frauds import Frauds, Judges
 from peers.audits.replay import OpenReplay, Replay
+from peers.audits.steps import StepsJudge
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
 from sim.record import RunRecord
@@ -29,6 +30,8 @@ class FraudWatch:
     model: ModelId
     record: RunRecord
     liars: Container[PeerId]
+    steps: StepsJudge | None = None
+    """Judges openings."""
 
     def open(
         self,
@@ -64,7 +67,16 @@ class FraudWatch:
         others = partial(directory.holding, self.model)
         blame = transport.shut_out
         return Frauds(
-            transport, self.model, identity.sign, others, watched, chance, act, blame, in_place
+            transport,
+            self.model,
+            identity.sign,
+            others,
+            watched,
+            chance,
+            act,
+            blame,
+            in_place,
+            self.steps,
         )
 
 
