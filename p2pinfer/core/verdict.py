@@ -98,7 +98,7 @@ class Fault:
 
     def text(self) -> str:
         """Describe it in a few words."""
-        how = "not of its form" if np.isinf(self.apart) else f"{self.apart:.2%} apart"
+        how = "not of its form" if np.isinf(self.apart) else f"{100 * self.apart:.3g} % apart"
         return f"layer {self.layer}: {self.step} is {how}"
 
 
