@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     AsJson,
-    MachineFlags,
     Memory,
     Network,
     ReachFlags,
@@ -212,6 +211,7 @@ def doctor(
 ) -> None:
     """Say in plain words why this machine is or is not serving."""
     from p2pinfer.cli.doctor import Patient, examine
+    from p2pinfer.engine.llama.devices import backends, search
     from p2pinfer.node.local_peers import peers_here, ways_in
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.observer import open_look
@@ -226,7 +226,9 @@ def doctor(
 
     async def run() -> None:
         async with open_look(ways, way) as look:
-            patient = Patient(look, here, store, limits, memory_bytes, cache_dir())
+            patient = Patient(
+                look, here, store, limits, memory_bytes, cache_dir(), search(), backends()
+            )
             findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)
         if as_json:

@@ -16,8 +16,9 @@ _SHOWN_CHARS = 6
 
 
 ROWS_PROVEN = 4
-"""Opened by one stage for one answer: a stage that computes every second row falsely is caught 15
-times in 16. Each row costs the stage one decode, and the checking machine some 20 ms."""
+"""Opened by one stage for one answer, one of each quarter of its rows: a stage that computes every
+second row falsely is caught 15 times in 16, and one whose whole second half is false every time.
+Each row costs the stage one decode, and the checking machine some 20 ms."""
 
 _NEAR = 1e-6
 """How far a share's inverse may be from a whole number and still be shown as one."""

@@ -113,6 +113,8 @@ class Verdict:
     """Of these, how many showed K and V, so that attention was computed again."""
     worst: Mapping[str, float]
     """How far each step was apart at most."""
+    used: Mapping[str, float]
+    """The largest share of its tolerance that each step took, where it has one."""
 
     @property
     def held(self) -> bool:
@@ -155,6 +157,7 @@ def _judged(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerKey
     }
     kernel, attention = _attention(opening, heads, shape)
     worst: dict[str, float] = {}
+    used: dict[str, float] = {}
     fault, checked = None, 0
     for layer in opening.layers:
         checked += 1
@@ -162,13 +165,15 @@ def _judged(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerKey
         found = _steps(opening, layer, shape, keys[at], heads[at], attention.get(at), kernel)
         for step, apart, most in found:
             worst[step] = max(apart, worst.get(step, 0.0))
+            if most:
+                used[step] = max(apart / most, used.get(step, 0.0))
             if not apart <= most:
                 fault = Fault(layer.layer, step, apart)
                 break
         if fault:
             break
     seen = sum(1 for each in opening.layers[:checked] if each.keys)
-    return Verdict(fault, checked, seen, worst)
+    return Verdict(fault, checked, seen, worst, used)
 
 
 _Found = tuple[str, float, float]

@@ -25,7 +25,7 @@ from peers.audits.inspector import choose_rows
 from peers.audits.steps import StepsJudge
 from transports.identity import verify
 
-NO_KEY = "this machine has neither the layers nor a proof key (p2pinfer key proof)"
+NO_KEY = "this machine has neither the layers nor a proof key (p2pinfer model proof-key)"
 
 
 @frozen

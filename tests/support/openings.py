@@ -101,8 +101,10 @@ class Session:
 
     def __post_init__(self) -> None:
         self.received, self.sent = Rows(keep=True), Rows(keep=True)
-        self.part.truncate(0, 0)
+        for slot in range(self.part.sessions):
+            self.part.truncate(slot, 0)
         self._cells: list[tuple[bytes, bytes]] = []
+        self._chains: list[list[bytes]] = []
 
     def read(self, rows: Floats, regime: Regime) -> None:
         """Read rows, as many at once as the regime allows."""
@@ -111,9 +113,15 @@ class Session:
         for start in range(0, len(rows), regime.rows_max):
             some = rows[start : start + regime.rows_max]
             span = Span(0, at + start, some, layers=self.layers)
-            (out,) = self.part.decode([span], pad_to=PADDING[regime])
+            others = self._others(some) if len(some) == 1 and regime is Regime.NARROW else []
+            out, *_ = self.part.decode([span, *others], pad_to=PADDING[regime])
             for kept, numbers in ((self.received, some), (self.sent, out)):
                 kept.put(at + start, len(some), self._wire(numbers), regime=regime)
+
+    def _others(self, row: Floats) -> list[Span]:
+        """Return rows of other sessions for the same decode, if the slice has room for any."""
+        slots = range(1, self.part.sessions)
+        return [Span(at, self.part._lengths[at], row, layers=self.layers) for at in slots]
 
     def _wire(self, numbers: Floats) -> bytes:
         return numbers.astype("<f2" if self.dtype == "f16" else "<f4").tobytes()
@@ -122,6 +130,8 @@ class Session:
         """Run a row again, traced; what lies behind is dropped from the slice, not from here."""
         if not self._cells:
             self._cells = cells_of(self.part, self.layers)
+            count = len(self.received.tree)
+            self._chains = [tails(keys, values, count) for keys, values in self._cells]
         layers = range(self.layers)
         (regime,) = self.received.open(position, 1).regimes
         numbers = np.frombuffer(self.received.open(position, 1).rows, self._numbers)
@@ -144,6 +154,7 @@ class Session:
             dtype=self.dtype,
             model=self.model,
             values="bf16" if self.part.settings.values_bf16 else "f16",
+            chains=None if computed else self._chains,
         )
 
     @property
@@ -164,13 +175,15 @@ def opened(
     values: str = "f16",
     signer: Identity = STAGE,
     first: int = 0,
+    chains: Sequence[Sequence[bytes]] | None = None,
 ) -> OpenedTrace:
     """Sign for what each layer computed: the row given, steps, and K and V of all positions."""
     terms = Terms(SessionId(b"i" * 16), ModelId(model), ASKER.peer_id, dtype, seal_of(b"n" * 32))
     roots = received.tree.root(count), sent.tree.root(count)
     end = first + len(computed)
     body = Receipt(terms.digest(), first, end, 1, count, count, *roots, bytes(16)).body()
-    chains = [tails(keys, values_, count) for _, _, keys, values_ in computed]
+    if chains is None:  # they take long, and are the same for all rows of a true session
+        chains = [tails(keys, values_, count) for _, _, keys, values_ in computed]
     starts = tuple(chain[0] for chain in chains)
     said = KvStatement(blake3(body).digest(), kv_root(count, starts)).body()
     leaves = tuple(layer_leaf(given, steps) for given, steps, _, _ in computed)

@@ -88,12 +88,13 @@ class LoadedPart:
 
     def __init__(self, part: PartConfig, config: WorkerConfig, shares: CoreShares) -> None:
         try:
-            self._probe = probed(part, config.threads, shares.count)
+            self._probe = probed(part, config.threads, shares.count, config.gpu)
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
         counts = thread_counts(self._probe.settings.threads)
         self._threads = Threads(counts, None if config.threads else shares)
-        self._regimes = Regimes(self._probe.regimes_agree)
+        settings = self._probe.settings
+        self._regimes = Regimes(self._probe.regimes_agree, settings.fixed)
         load = partial(
             Slice,
             Path(part.path),
@@ -105,7 +106,9 @@ class LoadedPart:
         self.slice, aside = load(sessions=config.sessions), None
         give_back_zeros()  # cells that no session has written to yet
         is_stage = not (part.tokens or part.logits)  # an end is a few layers
-        if is_stage and aside_sessions(config.sessions) and self.slice.can_move:
+        # On a GPU a decode must not pause: between layers it computes in other steps then.
+        can_pause = self.slice.can_move and not settings.device
+        if is_stage and aside_sessions(config.sessions) and can_pause:
             aside = load(sessions=aside_sessions(config.sessions), like=self.slice)
             give_back_zeros()
         self._places = Aside(self.slice, aside)
@@ -147,6 +150,7 @@ class LoadedPart:
             numerics_class=self._probe.numerics_class,
             repack=self._probe.settings.repack,
             flash_attention=self._probe.settings.flash_attention,
+            device=self._probe.settings.device,
             closed=self.closed,
         )
 
@@ -252,7 +256,7 @@ class LoadedPart:
         rows = 0
         for job, output in zip(run, outputs, strict=True):
             rows += len(job)
-            job.last_row = rows - 1
+            job.last_row = 0 if self.slice.settings.fixed else rows - 1
             job.request.decoding_ns += taken
             job.done(job, output)
 
@@ -265,6 +269,8 @@ def _why_closed(part: Slice, *, is_stage: bool) -> str:
         return str(error)
     if not is_stage:
         return "the ends of a model are its requester's own"
+    if part.settings.device:
+        return "a GPU computes steps together that would have to be shown one by one"
     if not part.settings.flash_attention:
         return "this machine computes attention in steps that cannot be proven, since that is fast"
     return (

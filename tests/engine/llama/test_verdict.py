@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return model
 
 
-def sliced(path: Path, **settings: bool) -> Slice:
+def sliced(path: Path, **settings: Any) -> Slice:
     """Load all layers of a model."""
     return Slice(path, logits=False, settings=Settings(**settings), sessions=1, context=2048)
 
