@@ -170,7 +170,7 @@ class VirtualStage:
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
         self._cheat, self._chance = cheat, chance or Random(0)  # noqa: S311 -- a scenario's seed
-        self.spend, self.is_over = spend, False
+        self._spend, self.is_over = spend, False
         self._open: dict[int, _Cells] = {}
         self._batcher: Batcher[_Job] = Batcher(_REGIMES)
         self._work = trio.Event()
@@ -232,9 +232,9 @@ class VirtualStage:
             if lies and self._cheat and self._cheat.kind == "copies":
                 took_s = 0.0
             if self.speed.handling_s:
-                await self.spend(len(jobs) * self.speed.handling_s)
+                await self._spend(len(jobs) * self.speed.handling_s)
             since_s = trio.current_time()
-            await self.spend(took_s)
+            await self._spend(took_s)
             took_s = trio.current_time() - since_s
             self.busy_s += took_s
             self.lies += lies
@@ -243,7 +243,11 @@ class VirtualStage:
                     job.session.lined_up.remove(job)
                     job.done(Decoded(self._compute(job, lies=lies), int(1e6 * took_s)))
             if self.speed.aside_s:
-                await self.spend(len(jobs) * self.speed.aside_s)
+                await self._spend(len(jobs) * self.speed.aside_s)
+
+    async def trace_a_row(self, layers: int) -> None:
+        """Take the time of a row that is opened."""
+        await self._spend(self.speed.decode_s(1, layers))
 
     def _compute(self, job: _Job, *, lies: bool) -> bytes:
         before, own = job.session.cache.run(job.position, job.rows, regime=job.regime)

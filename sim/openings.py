@@ -7,7 +7,7 @@ it sent: another row than its layers give shows in the last one of them.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import trio
@@ -21,13 +21,38 @@ from p2pinfer.engine.base import RowSteps
 from peers.audits.steps import StepsJudge
 from sim.model import MASK, ROW_BYTES, VirtualModel, damage_of, pack, unpack
 
-if TYPE_CHECKING:
-    from sim.engine import VirtualStage
-
 LINK_BYTES = 8
 
 _NOTHING = bytes(4)
 """Steps of a layer but its output: it has none."""
+
+
+class OpeningStage(Protocol):
+    """What an opening takes of a virtual stage."""
+
+    @property
+    def model(self) -> VirtualModel:
+        """The model."""
+        ...
+
+    @property
+    def first(self) -> int:
+        """The first of its layers."""
+        ...
+
+    @property
+    def rounding(self) -> float:
+        """The mark of its numerics class."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    async def trace_a_row(self, layers: int) -> None:
+        """Take the time of a row."""
+        ...
 
 
 class VirtualCopy:
@@ -37,7 +62,7 @@ class VirtualCopy:
 
     def __init__(
         self,
-        stage: "VirtualStage",
+        stage: OpeningStage,
         layers: int,
         said: Iterable[int],
         links: Iterable[int],
@@ -56,7 +81,7 @@ class VirtualCopy:
     async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
         """Return the steps that the stage says it took for a row: the last gives what it sent."""
         stage = self._stage
-        await stage.spend(stage.speed.decode_s(1, self._layers))
+        await stage.trace_a_row(self._layers)
         if stage.is_over:
             raise EngineDied("the engine has ended, and the copy of the cells with it")
         found: dict[tuple[int, str], bytes] = {}
@@ -102,8 +127,8 @@ class VirtualJudge(StepsJudge):
         for number, layer in enumerate(opening.layers, 1):
             fault = self._fault(layer, first, regime)
             if fault:
-                return Verdict(Fault(layer.layer, fault, 1.0), number, number, {})
-        return Verdict(None, len(opening.layers), len(opening.layers), {})
+                return Verdict(Fault(layer.layer, fault, 1.0), number, number, {}, {})
+        return Verdict(None, len(opening.layers), len(opening.layers), {}, {})
 
     async def renew(self) -> None:
         """Keep on: a virtual cheat learns nothing from a rejection."""
