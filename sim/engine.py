@@ -311,7 +311,12 @@ class _EndsCells:
         return took_us
 
     async def score(
-        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+        self,
+        position: int,  # noqa: ARG002 -- an EndsSession's
+        rows: bytes,  # noqa: ARG002
+        following: list[int],  # noqa: ARG002
+        *,
+        regime: Regime,  # noqa: ARG002
     ) -> Scores:
         """Tell nothing: nobody in a simulation asks how likely tokens are."""
         raise EngineError("a simulated model knows no likelihoods")
@@ -323,7 +328,7 @@ class _EndsCells:
         *,
         regime: Regime,
         drafted: int | None = None,
-        following: Sequence[int] = (),
+        following: Sequence[int] = (),  # noqa: ARG002
     ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
