@@ -318,8 +318,9 @@ class _EndsCells:
         *,
         regime: Regime,  # noqa: ARG002
     ) -> Scores:
-        """Tell nothing: nobody in a simulation asks how likely tokens are."""
-        raise EngineError("a simulated model knows no likelihoods")
+        """Run rows for their cache; a simulated model knows no likelihoods."""
+        await self.absorb(position, rows, regime=regime)
+        return [()] * len(following)
 
     async def next(
         self,
@@ -342,7 +343,8 @@ class _EndsCells:
             continued = self._embed(after, [token], regime=Regime.NARROW)
         else:
             continued = b""
-        return NextToken(token, b" %d" % token, False, continued, took_us)
+        scores: Scores = [()] * len(following)
+        return NextToken(token, b" %d" % token, False, continued, took_us, scores=scores)
 
     def close(self) -> None:
         """Free the cells; idempotent."""
