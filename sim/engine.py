@@ -312,11 +312,11 @@ class _EndsCells:
 
     async def score(
         self,
-        position: int,  # noqa: ARG002 -- an EndsSession's
-        rows: bytes,  # noqa: ARG002
-        following: list[int],  # noqa: ARG002
+        position: int,
+        rows: bytes,
+        following: list[int],
         *,
-        regime: Regime,  # noqa: ARG002
+        regime: Regime,
     ) -> Scores:
         """Run rows for their cache; a simulated model knows no likelihoods."""
         await self.absorb(position, rows, regime=regime)
@@ -329,7 +329,7 @@ class _EndsCells:
         *,
         regime: Regime,
         drafted: int | None = None,
-        following: Sequence[int] = (),  # noqa: ARG002
+        following: Sequence[int] = (),
     ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
