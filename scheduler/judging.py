@@ -39,7 +39,7 @@ LOSS_LEAST: Final = 50_000
 """Changes are parts of the loss before, or of this (in millionths): smaller losses are noise."""
 
 _BLOCK: Final = 1 << 16
-"""Squares of so many numbers, of 64 members each, add up in 64 bits."""
+"""Numbers whose squares are added up at once: those of 64 members fit into 64 bits."""
 
 Numbers = NDArray[np.int32]
 

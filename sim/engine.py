@@ -14,7 +14,6 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import (
-    CannotCopy,
     CellsCopy,
     Decoded,
     Done,
@@ -26,6 +25,7 @@ from p2pinfer.engine.base import (
 )
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
+from sim.openings import VirtualCopy
 
 CHUNK_ROWS = 32
 """The rows in the decode that ``chunk_s`` measures, as in advertisements."""
@@ -101,6 +101,8 @@ class _Cells:
         self.lined_up: list[_Job] = []
         """Submitted and not yet done."""
         self._expected = 0  # positions held once all that was submitted is decoded
+        self.sent: list[bytes] = []
+        """The row of each position, as it was sent."""
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Line up rows; see ``StageSession.submit``."""
@@ -120,10 +122,22 @@ class _Cells:
             raise EngineError(f"the other session does not hold {length} positions")
         self.cache.inherit(parent.cache, length)
         self._expected = length
+        self.sent = parent.sent[:length]
 
-    async def copy(self, positions: int) -> CellsCopy:  # noqa: ARG002 -- an EngineSession's
-        """Refuse: virtual layers have no steps to show."""
-        raise CannotCopy("virtual layers have no steps to show")
+    async def copy(self, positions: int) -> CellsCopy:
+        """Copy what is shown of the first positions; see ``StageSession.copy``."""
+        await trio.lowlevel.checkpoint()
+        if self._stage.is_over:
+            raise EngineDied("the engine has ended, and the session's KV cache with it")
+        if min(self.cache.length, len(self.sent)) < positions:
+            raise EngineError(f"the session holds {self.cache.length} positions")
+        said, links = self.cache.held(positions)
+        return VirtualCopy(self._stage, self.layers, said, links, self.sent[:positions])
+
+    def note(self, position: int, rows: bytes) -> None:
+        """Remember what was sent for the rows from a position on."""
+        del self.sent[position:]
+        self.sent += [rows[at : at + ROW_BYTES] for at in range(0, len(rows), ROW_BYTES)]
 
     def close(self) -> None:
         """Free the cells; idempotent."""
@@ -150,7 +164,7 @@ class VirtualStage:
         self.model, self.first, self.end, self.speed = model, first, end, speed
         self.width, self.context, self.numerics_class = WIDTH, context, numerics_class(numerics)
         self.blocks = True
-        self._rounding = numerics / 256
+        self.rounding = numerics / 256
         self.sessions_max = sessions
         self.busy_s = 0.0
         """Spent decoding."""
@@ -232,11 +246,17 @@ class VirtualStage:
             if self.speed.aside_s:
                 await self._spend(len(jobs) * self.speed.aside_s)
 
+    async def trace_a_row(self, layers: int) -> None:
+        """Take the time of a row that is opened."""
+        await self._spend(self.speed.decode_s(1, layers))
+
     def _compute(self, job: _Job, *, lies: bool) -> bytes:
         before, own = job.session.cache.run(job.position, job.rows, regime=job.regime)
         if lies and self._cheat:
             own = self._falsify(job, own)
-        return pack(before, own, self._rounding)
+        rows = pack(before, own, self.rounding)
+        job.session.note(job.position, rows)
+        return rows
 
     def _falsify(self, job: _Job, own: Links) -> Links:
         """Return what a cheat says came out."""
@@ -291,7 +311,12 @@ class _EndsCells:
         return took_us
 
     async def score(
-        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+        self,
+        position: int,
+        rows: bytes,
+        following: list[int],
+        *,
+        regime: Regime,
     ) -> Scores:
         """Run rows for their cache; a simulated model knows no likelihoods."""
         await self.absorb(position, rows, regime=regime)

@@ -14,6 +14,7 @@ from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.audits.frauds import Frauds, Judges, Proof
 from peers.audits.replay import OpenReplay, Replay
+from peers.audits.steps import StepsJudge
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
 from sim.record import RunRecord
@@ -28,6 +29,8 @@ class FraudWatch:
     model: ModelId
     record: RunRecord
     liars: Container[PeerId]
+    steps: StepsJudge | None = None
+    """Judges openings."""
 
     def open(
         self,
@@ -63,7 +66,16 @@ class FraudWatch:
         others = partial(directory.holding, self.model)
         blame = transport.shut_out
         return Frauds(
-            transport, self.model, identity.sign, others, watched, chance, act, blame, in_place
+            transport,
+            self.model,
+            identity.sign,
+            others,
+            watched,
+            chance,
+            act,
+            blame,
+            in_place,
+            self.steps,
         )
 
 

@@ -24,11 +24,12 @@ from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, Top, TopShape
 from peers.learning.board import Board, Tasks, id_of, signed_task
 from peers.learning.courier import Courier
-from peers.learning.encrypted import encrypted_sums
-from peers.learning.member import Events, Head, Member, RoundReport
+from peers.learning.group_sums import encrypted_sums
+from peers.learning.member import Member
+from peers.learning.work import Events, Head, RoundReport
 from peers.parts.protocol import in_place
 from scheduler.judging import UPDATE_MAX, Numbers, as_weights
-from scheduler.rounds import Phase
+from scheduler.round_table import Phase
 from sim.clock import call_at, run_virtual
 from sim.signing import CheapSigner, is_cheaply_signed
 from transports.memory.network import MemoryNetwork

@@ -53,6 +53,21 @@ def unpack(rows: bytes) -> tuple[Links, Links]:
     return links[:, 0], links[:, 1]
 
 
+def damage_of(said: Sequence[int] | Links, links: Sequence[int] | Links) -> int:
+    """Return what a cache adds to the last of some positions: nothing while it is whole.
+
+    Args:
+        said: the links that came with the positions, as those before theirs.
+        links: the positions' own.
+    """
+    damage, kept = 0, ORIGIN
+    for before, own in zip(map(int, said), map(int, links), strict=True):
+        if damage or before != kept:
+            damage = _digest(4, damage, before, kept) or 1
+        kept = own
+    return damage
+
+
 @dataclass(frozen=True)
 class VirtualModel:
     """A key for each of ``layers`` layers."""
@@ -99,6 +114,7 @@ class Cache:
         self._model, self._first, self._end = model, first, end
         self._links = [ORIGIN]
         self._damage = [0]
+        self._said: list[int] = []
 
     @property
     def length(self) -> int:
@@ -110,11 +126,16 @@ class Cache:
         assert length <= parent.length
         self._links = parent._links[: length + 1]
         self._damage = parent._damage[: length + 1]
+        self._said = parent._said[:length]
+
+    def held(self, positions: int) -> tuple[list[int], list[int]]:
+        """Return the links that came with the first positions, and the positions' own."""
+        return self._said[:positions], self._links[1 : positions + 1]
 
     def run(self, position: int, rows: bytes, *, regime: Regime) -> tuple[Links, Links]:
         """Return the links of what comes out; drops what was held from ``position`` on."""
         assert position <= self.length
-        del self._links[position + 1 :], self._damage[position + 1 :]
+        del self._links[position + 1 :], self._damage[position + 1 :], self._said[position:]
         before, own = unpack(rows)
         sums = (
             self._model.sum(self._first, regime=regime),
@@ -135,4 +156,5 @@ class Cache:
             self._damage += added
             out = own + np.uint64((sums[1] - sums[0]) & MASK) + np.array(added, np.uint64)
         self._links += links.tolist()
+        self._said += before.tolist()
         return before, out

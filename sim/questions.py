@@ -223,7 +223,10 @@ def judge_audit(world: World, requester: VirtualRequester, audited: Audited, now
     elif blamed is not None:
         world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
     is_fair = bool(audited.by) and not any(peer in liars for peer in audited.by)
-    if audited.peer in liars and is_fair and audited.verdict is AuditVerdict.SAME:
+    world.record.events["proved"] += audited.verdict is AuditVerdict.PROVED
+    world.record.events["caught by rows"] += audited.is_by_steps
+    is_passed = audited.verdict in (AuditVerdict.SAME, AuditVerdict.PROVED)
+    if audited.peer in liars and is_fair and is_passed:
         world.record.events["overlooked"] += 1
         if world.always_lies(audited.peer):
             text = f"honest peers ran a cheat's layers again and saw nothing: {audited.line()}"

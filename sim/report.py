@@ -57,6 +57,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "receipts_broke": record.events["breaks"],
         "audits": record.events["audits"],
         "caught": record.events["caught"],
+        "proved": record.events["proved"],
+        "caught_by_rows": record.events["caught by rows"],
+        "first_caught_s": min(record.caught_s, default=None),
         "framed": record.events["framed"],
         "proven": record.events["proven"],
         "gossip_bytes_per_s": spread_of(gossip),
@@ -64,6 +67,11 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "warnings": record.log,
         "violations": [asdict(violation) for violation in record.violations],
     }
+
+
+def _when(numbers: dict[str, Any]) -> str:
+    first_s = numbers["first_caught_s"]
+    return "at no time" if first_s is None else f"{first_s:.0f} s after the start"
 
 
 def all_public(scenario: Scenario) -> Scenario:
@@ -119,6 +127,8 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat"
         f" and {numbers['framed']}, by a majority of cheats, blamed an honest peer;"
         f" peers found {numbers['proven']} proofs to hold",
+        "opened rows": f"held {numbers['proved']} times, and were false"
+        f" {numbers['caught_by_rows']} times; the first cheat was caught {_when(numbers)}",
         "gossip": _shown(numbers["gossip_bytes_per_s"], "bytes/s") + ", by peer",
         "simulated": f"{numbers['virtual_s']:.0f} s in {numbers['wall_s']:.1f} s"
         f" ({numbers['cpu_s']:.1f} s of one core),"

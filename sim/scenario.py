@@ -93,6 +93,7 @@ class RequestsTable:
     attempts: int = entry("how often a question is tried until an answer comes", 4, 1, 20)
     patience_s: float = entry("seconds in which it is asked again where peers have no room", 60.0)
     audit_rate: float = entry("share of stages whose work is run again by others", 0.05, 0, 1)
+    proof_rate: float = entry("share of stages that open rows to be checked", 0.0, 0, 1)
     row_ms: float = entry("milliseconds a layer takes a requester for one row", 0.2, 0.001)
     chunk_ms: float = entry("and for 32 rows", 3.0, 0.001)
 

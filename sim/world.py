@@ -18,9 +18,12 @@ from p2pinfer.engine.base import StageEngine
 from peers.asking.client import Asked, SwarmClient
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import judges_beside
+from peers.audits.inspector import Inspector
 from peers.audits.replay import PeerReplays
 from peers.discovery.calling import call_around
 from peers.discovery.directory import Directory
+from peers.parts.protocol import in_place
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.server import Server, ServingPlan
@@ -30,6 +33,7 @@ from sim.links import AccessLink, WorldNetwork
 from sim.machines import VirtualMachine, VirtualPeer, VirtualRequester
 from sim.model import VirtualModel
 from sim.nats import NatKind, draw_nat
+from sim.openings import VirtualJudge
 from sim.record import RunRecord
 from sim.scenario import PeersTable, Scenario
 from sim.shared_cpu import Cores
@@ -49,6 +53,9 @@ LOAD_S = 1.0
 """To start an engine once its layers are on disk."""
 
 REQUESTER_SESSIONS = 64
+
+MACHINE_KIND = "x86_64"
+"""Of every virtual CPU: one whose openings are judged."""
 
 
 class World:
@@ -80,7 +87,8 @@ class World:
         self.liars: dict[PeerId, VirtualCheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
-        self._fraud_watch = FraudWatch(MODEL, record, self.liars)
+        self.judge = VirtualJudge(self.model)
+        self._fraud_watch = FraudWatch(MODEL, record, self.liars, self.judge)
         self.served: list[LedgerEntry] = []
         self.used: list[LedgerEntry] = []
         """What peers and requesters record in their ledgers."""
@@ -235,6 +243,7 @@ class World:
             peer.directory.listen()
             signer = ReceiptSigner(transport, peer.identity.sign, self.served.append)
             signer.listen()
+            Prover(transport, signer, MACHINE_KIND, in_place).listen()
             await _enter(peer.directory, ways_in, nursery)
             if not peer.machine.access.is_dialable:
                 holder = RelayHolder(
@@ -387,7 +396,21 @@ class World:
                 client.experiences.cheated,
             )
             nursery.start_soon(frauds.run)
-            auditor = Auditor(replays.find, table.audit_rate, on_fraud=frauds.accuse)
+            inspector = Inspector(
+                transport,
+                self.judge,
+                serving,
+                table.proof_rate,
+                frauds.accuse,
+                client.experiences.failed,
+                in_place,
+            )
+            auditor = Auditor(
+                replays.find,
+                table.audit_rate,
+                on_fraud=frauds.accuse,
+                inspector=inspector if table.proof_rate else None,
+            )
             self.requesters.append(
                 VirtualRequester(number, identity.peer_id, client, directory, ends, auditor)
             )

@@ -10,6 +10,7 @@ from cyclopts import App
 from p2pinfer.cli.bench_learn import learn
 from p2pinfer.cli.bench_membership import membership
 from p2pinfer.cli.bench_storage import storage
+from p2pinfer.cli.bench_sums import sums
 from p2pinfer.cli.machine_options import SESSIONS_MAX
 from p2pinfer.cli.options import AsJson, Model, Peers, option
 from p2pinfer.cli.running import run_task
@@ -32,10 +33,8 @@ OnlyCheats = Annotated[
     tuple[str, ...],
     option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
 ]
-
-app.command(learn)
-app.command(membership)
-app.command(storage)
+for _command in (learn, membership, storage, sums):
+    app.command(_command)
 
 
 @app.command

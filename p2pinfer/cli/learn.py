@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.engine.store.store import Store
     from p2pinfer.engine.training.descent import Course
     from p2pinfer.node.learning import Options, Report
+    from p2pinfer.node.learning_together import MeetingOptions
 
 HELD_OUT_DEFAULT, HELD_OUT_MAX = 0.1, 0.9
 HELD_OUT_LESSONS_MIN = 10
@@ -148,9 +149,7 @@ def learn(
     With --propose NAME or --with NAME several machines learn one adapter in rounds: each from its
     own lessons, which stay there. What a member learned leaves it encrypted, under a key that
     nobody holds; only sums of several members can be opened. The model is called NAME then, and has
-    the same id on all machines.
-
-    A run that was ended goes on when the same is typed again.
+    the same id on all machines. A run that was ended goes on when the same is typed again.
 
     Parameters
     ----------
@@ -158,10 +157,9 @@ def learn(
         Lessons, one JSON object a line: {"prompt": "…", "answer": "…"}, or {"messages": […]} whose
         last message is the assistant's. Or the word marked: the answers that you marked.
     """
-    from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.learning_together import MeetingOptions
     from p2pinfer.node.lessons import read_lessons
-    from p2pinfer.node.model_supply import check_named, is_whole_here, open_store
+    from p2pinfer.node.model_supply import check_named, open_store
 
     how.check()
     rounds.check()
@@ -173,6 +171,26 @@ def learn(
     through = (named, reach.of(network, named)) if named or reach.says_where else None
     options = how.options(len(lessons))
     task = LearnRequest(file, lessons, data, options, (out or "").strip(), gguf, store, through)
+    base = _base_of(model, store)
+    if not rounds.are_asked_for:
+        run_task(lambda: _learn(task, base, only_idle=only_idle, as_json=as_json))
+        return
+    where = reach.of(network, (*listen, *named))
+    meeting = MeetingOptions(base, listen, announce, tuple(named), where, identity)
+    together = _together(rounds, how, meeting, how_to_reach(network, reach))
+    run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
+
+
+def _together(
+    rounds: RoundFlags, how: LessonFlags, meeting: "MeetingOptions", reached: str
+) -> Together:
+    return Together(rounds, how.keep_layers, how.rank, how.seed, how.rate, meeting, reached)
+
+
+def _base_of(model: str, store: "Store") -> "ModelId":
+    """Return the model that is to learn; raises UserError."""
+    from p2pinfer.cli.model_argument import name_model
+
     base = name_model(model, store)
     manifest = store.manifest(base)
     if manifest and manifest.base:
@@ -180,17 +198,7 @@ def learn(
             f"{readable_name(manifest.name)} has an adapter already: teach the model under it, with"
             f" --model {manifest.base.id[:12]}"
         )
-    if not rounds.are_asked_for:
-        run_task(lambda: _learn(task, base, only_idle=only_idle, as_json=as_json))
-        return
-    if is_whole_here(base, store):  # then nobody else sees what becomes of the lessons
-        task = replace(task, through=None)
-    where = reach.of(network, (*listen, *named))
-    meeting = MeetingOptions(base, listen, announce, tuple(named), where, identity)
-    together = Together(
-        rounds, how.keep_layers, how.rank, how.seed, how.rate, meeting, how_to_reach(network, reach)
-    )
-    run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
+    return base
 
 
 def _named(file: Path) -> Path:

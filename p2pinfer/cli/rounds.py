@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
     from p2pinfer.node.learning_together import LessonWork, Meeting, MeetingOptions
-    from peers.learning.member import Head, RoundReport
-    from scheduler.rounds import Phase
+    from peers.learning.work import Head, RoundReport
+    from scheduler.round_table import Phase
 
 STEPS_MAX = 1000
 WAIT_S_MAX = 24 * 3600.0
@@ -129,7 +129,7 @@ class RoundFlags:
         if not numbers:
             raise UserError(f"{readable_name(manifest.name)} has no layers that can be trained")
         return LearningTask(
-            proposer=PeerId("1" * 52),  # whoever signs it
+            proposer=PeerId("1" * 52),  # replaced by the one that signs it
             name=self.propose.strip(),
             base=manifest.id,
             layers=layers,
@@ -179,11 +179,14 @@ async def learn_together(
     import trio
 
     from p2pinfer.node.learning_together import open_meeting
+    from p2pinfer.node.model_supply import is_whole_here
 
     started_s, base = time.monotonic(), together.meeting.base
     manifest = request.store.manifest(base)
     if manifest is None:
         raise UserError(f"model {base[:12]}… is not here: add it with p2pinfer model add FILE")
+    if is_whole_here(base, request.store):  # then nobody else sees what becomes of the lessons
+        request = replace(request, through=None)
     async with open_meeting(together.meeting, request.store, manifest, note) as meeting:
         if together.flags.propose is not None:
             drafted = together.flags.task(

@@ -278,9 +278,14 @@ def read_objects(source: GrowingText, schemas: Schemas, *, known: bool) -> Readi
         schemas: what may be called.
         known: take only these for calls.
     """
-    while (yield from source.skip_spaces(",;[]")) == "{":
+    while True:
+        begin = source.at
+        if (yield from source.skip_spaces(",;[]")) != "{":
+            break
         yield from _object(source, schemas if known else None)
         source.drop()
+    source.at = begin
+    yield from source.skip_spaces(",;]")  # a bracket that opens is of something else
 
 
 def _object(source: GrowingText, known: Schemas | None) -> Reading:

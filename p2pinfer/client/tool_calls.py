@@ -234,7 +234,7 @@ def calls_shape(
         mark = f"mark: TEXT <[{marks[begin]}]>"
     if dialect.around[0]:
         behind = _spelled(dialect.around[0].removeprefix(begin), marks)
-        start = f"start: mark {space} {behind} call{several} {tail} rest | rest"
+        start = f"start: mark {space} {behind} call{several} {tail} | rest"
     else:
         start = f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}"
         rules = [*_call_rules(tools, dialect, marks, begun=True)]

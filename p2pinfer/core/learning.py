@@ -5,10 +5,10 @@
                    AskSaid     →  SaidAre: what the sender lacks of a task
                    AskPayload  →  PayloadIs, or Denied: some of what a statement names by its hash
 
-A *task* is what is to be learned, signed by whoever proposes it. In each of its *rounds* members
+A *task* is what is to be learned, signed by its proposer. In each of its *rounds* members
 say something in turn, a ``Statement`` each: signed, small, and built on the hash of what was said
 before, so that all who follow the same hashes compute the same child. What is large is a payload,
-named by its hash. `scheduler.rounds` is the table of who says what when.
+named by its hash. `scheduler.round_table` says who says what when.
 """
 
 from collections.abc import Callable

@@ -48,11 +48,12 @@ from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
 from peers.learning.board import Board, Tasks, id_of, signed_task
 from peers.learning.courier import Courier, find_tasks
-from peers.learning.encrypted import encrypted_sums
-from peers.learning.member import Events, Head, Member, RoundReport
+from peers.learning.group_sums import encrypted_sums
+from peers.learning.member import Member
+from peers.learning.work import Events, Head, RoundReport
 from peers.parts.server import PartsServer
 from scheduler.judging import UNIT, Numbers, as_weights
-from scheduler.rounds import Phase
+from scheduler.round_table import Phase
 from transports.base import Reach
 from transports.identity import verify
 
@@ -303,7 +304,7 @@ async def take_part(
     on_phase: Callable[[int, Phase], None],
     threads: int = 1,
 ) -> Head:
-    """Take part in a task until it is over; raises ``peers.learning.member.Broken``."""
+    """Take part in a task until it is over; raises ``peers.learning.work.Broken``."""
     board = Board(meeting.swarm.identity, task, task_id, verify)
 
     async def ended(report: RoundReport, head: Head) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
+import trio
 from blake3 import blake3
 
 from p2pinfer.core.advertisement import Advertisement
@@ -33,7 +35,9 @@ from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
 from peers.receipts.openings import AskedRow, open_cells
+from peers.receipts.prover import counted_bytes, own_limits
 from peers.receipts.session_evidence import Evidence
+from peers.steps.limits import ROW_TYPE
 from peers.steps.messaging import RefusedError
 from transports.base import Transport
 
@@ -71,6 +75,7 @@ class Inspector:
         self.rate = rate
         self._transport, self._judge, self._serving = transport, judge, serving
         self._on_fraud, self._on_failed, self._run = on_fraud, on_failed, run
+        self._asked = own_limits()
 
     def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:
         """Return which stages to prove beside those that are run again, as ``choose_audits``."""
@@ -99,6 +104,10 @@ class Inspector:
         layers = range(receipt.first, receipt.end)
         if not self._judge.covers(layers):
             return Unproved(peer, receipt.first, receipt.end, self._judge.lacks(layers))
+        width = len(evidence.witness.received.open(0, 1).rows) // np.dtype(ROW_TYPE).itemsize
+        if not self._asked.spend(peer, trio.current_time(), counted_bytes(width, receipt)):
+            why = "it opened as many rows for this machine just now as it does for anybody"
+            return Unproved(peer, receipt.first, receipt.end, why)
         found: Audited | str
         try:
             found = await self._prove(evidence, index, receipt)

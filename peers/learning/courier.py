@@ -2,7 +2,7 @@
 
 What is small is gossiped, one topic for each task, and a member asks another now and then for what
 it lacks: gossip may lose a message, and members come late. Payloads are fetched by their hash, from
-their author or from whoever has them already.
+their author or from others that have them already.
 """
 
 import logging
@@ -44,6 +44,12 @@ LEARNING: Final = "learning"
 
 ASK_S: Final = 2.0
 """Between two times that a member is asked for what is lacking."""
+
+ASKS_MAX: Final = 8
+"""Asked at a time: one that never answers delays no other."""
+
+MEMBERS_SHARE: Final = 0.8
+"""Of the questions, asked of those that have joined; others may have heard of later rounds."""
 
 ASK_S_MAX: Final = 20.0
 """For an answer: 3 MiB at 1.3 Mbit/s."""
@@ -120,7 +126,7 @@ class Courier:
         transport: to others.
         tasks: those that are known.
         others: peers that may take part, besides those who joined.
-        chance: picks whom to ask.
+        chance: picks the members to ask.
     """
 
     def __init__(self, transport: Transport, tasks: Tasks, others: Others, chance: Random) -> None:
@@ -132,6 +138,8 @@ class Courier:
         self._task_topic: Topic | None = None
         self._channels: Counter[PeerId] = Counter()
         self._fetching: set[Digest] = set()
+        self._asking: set[PeerId] = set()
+        """Peers that have been asked what is new, and have not answered yet."""
         self._mute: set[PeerId] = set()
         """Peers that do not speak the protocol."""
         self._news = RateLimits(NEWS_MAX, NEWS_PER_S)
@@ -154,7 +162,7 @@ class Courier:
             name = f"{LEARNING}-{board.task_id[:32]}"
             self._topic = await stack.enter_async_context(self._transport.join_topic(name, accept))
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._ask_for_ever, board)
+            nursery.start_soon(self._ask_for_ever, board, nursery)
             nursery.start_soon(self._fetch_for_ever, board, nursery)
             try:
                 yield
@@ -186,14 +194,23 @@ class Courier:
         found.pop(self._transport.peer_id, None)
         return [(peer, where) for peer, where in found.items() if peer not in self._mute]
 
-    async def _ask_for_ever(self, board: Board) -> None:
+    async def _ask_for_ever(self, board: Board, nursery: trio.Nursery) -> None:
         while True:
-            partners = self._partners(board)
-            if partners:
-                peer, addresses = self._chance.choice(partners)
-                known = board.known()[-KNOWN_MAX:]
-                await self._ask(peer, addresses, AskSaid(board.task_id, known))
+            partners = [each for each in self._partners(board) if each[0] not in self._asking]
+            if partners and len(self._asking) < ASKS_MAX:
+                members = [each for each in partners if each[0] in board.addresses]
+                is_member = members and self._chance.random() < MEMBERS_SHARE
+                peer, addresses = self._chance.choice(members if is_member else partners)
+                self._asking.add(peer)
+                nursery.start_soon(self._ask_what_is_new, board, peer, addresses)
             await trio.sleep(ASK_S * self._chance.uniform(0.7, 1.0))
+
+    async def _ask_what_is_new(self, board: Board, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            known = board.known()[-KNOWN_MAX:]
+            await self._ask(peer, addresses, AskSaid(board.task_id, known))
+        finally:
+            self._asking.discard(peer)
 
     async def _ask(self, peer: PeerId, addresses: Sequence[str], ask: AskSaid | AskTasks) -> None:
         try:

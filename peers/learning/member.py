@@ -5,29 +5,29 @@ alone can be decrypted, by more than half of the group together. See `p2pinfer.c
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import trio
-from attrs import evolve, field, frozen
+from attrs import evolve
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import P2pinferError
-from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.learning import (
     ATTEMPTS_MAX,
     LOSS_MAX,
     Digest,
     Kind,
     Payload,
-    Said,
     Statement,
     digest_of,
 )
 from p2pinfer.core.sums import SumRefused
 from peers.learning.board import Board
 from peers.learning.courier import FETCH_S_MAX, Courier
+from peers.learning.group_sums import GroupSums, SumScheme
+from peers.learning.work import Broken, Events, Head, RoundReport, Work
 from peers.parts.protocol import Run, in_thread
 from scheduler.judging import (
     NUMBER_MAX,
@@ -38,7 +38,8 @@ from scheduler.judging import (
     moved,
     shortened,
 )
-from scheduler.rounds import Outcome, Phase, Round, Say, Void, Wait, threshold
+from scheduler.round_table import Outcome, Phase, Say, Void, Wait, threshold
+from scheduler.rounds import Round
 from transports.base import Transport
 
 _log: Final = logging.getLogger("p2pinfer.learning")
@@ -51,142 +52,6 @@ RETRY_S: Final = 1.0
 """Before looking again for what a statement needs."""
 
 LOSS_UNIT: Final = 1e-6
-
-
-class Broken(P2pinferError):
-    """The task cannot go on; the text says why."""
-
-
-class Work(Protocol):
-    """What a member computes of its own."""
-
-    @property
-    def size(self) -> int:
-        """How many numbers the trained half of the adapter has."""
-        ...
-
-    async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
-        """Return what this member would add to the numbers in a round."""
-        ...
-
-    async def losses(self, heads: Sequence[Numbers]) -> list[float]:
-        """Return this member's held-out loss with each of some numbers."""
-        ...
-
-    async def child(self, numbers: Numbers, number: int) -> ModelId:
-        """Return the id of the model that comes of a round."""
-        ...
-
-
-class GroupSums(Protocol):
-    """One member's side of an encrypted sum, as `p2pinfer.core.sums.SumMember` has it."""
-
-    @property
-    def hello(self) -> bytes:
-        """What others seal to, and the hash of the public key."""
-        ...
-
-    @property
-    def public(self) -> bytes:
-        """The public key."""
-        ...
-
-    def meet(self, hellos: Mapping[int, bytes]) -> None:
-        """Fix whose keys may count."""
-        ...
-
-    def sealed_for(self, other: int) -> bytes:
-        """Return a share of the secret key for another member alone."""
-        ...
-
-    def take(self, giver: int, public: bytes, sealed: bytes) -> None:
-        """Take another's keys; raises ValueError."""
-        ...
-
-    def close(self, givers: Collection[int]) -> None:
-        """Fix whose keys count."""
-        ...
-
-    def encrypt(self, values: NDArray[np.int64]) -> bytes:
-        """Encrypt an update."""
-        ...
-
-    def add(self, ciphertexts: Mapping[int, bytes]) -> bytes:
-        """Add updates, and return the hash of the sum; raises ValueError."""
-        ...
-
-    def share(self, who: Collection[int]) -> bytes:
-        """Return this member's share of the sum's decryption."""
-        ...
-
-    def open(self, shares: Mapping[int, bytes]) -> NDArray[np.int64]:
-        """Return the sum; raises ValueError."""
-        ...
-
-
-@frozen
-class SumScheme:
-    """How updates are added without being seen."""
-
-    make: Callable[[bytes, int, int, int, int], GroupSums]
-    """Of a context, members, threshold, this member's number, and how many numbers."""
-    hello_bytes: int
-    public_bytes: int
-    sealed_bytes: int
-    encrypted_bytes: Callable[[int], int]
-    share_bytes: Callable[[int], int]
-
-
-@frozen
-class Head:
-    """Where the model stands after a round."""
-
-    round: int
-    numbers: Numbers = field(eq=False, repr=False)
-    child: ModelId | None = None
-    members: tuple[PeerId, ...] = ()
-    """Those who took part, as far as is known."""
-
-    @property
-    def payload(self) -> bytes:
-        """The numbers as bytes."""
-        return self.numbers.astype("<i4").tobytes()
-
-    @property
-    def digest(self) -> Digest:
-        """The hash of the numbers."""
-        return digest_of(self.payload)
-
-
-@frozen
-class RoundReport:
-    """What came of a round, for a person and for the lineage."""
-
-    number: int
-    parent: ModelId | None
-    child: ModelId
-    members: tuple[PeerId, ...]
-    took_part: bool
-    sums: int = 0
-    """Groups that came to one."""
-    taken: int = 0
-    """Of these, how many the model took over."""
-    loss_before: float | None = None
-    """Of this member's held-out lessons."""
-    loss_after: float | None = None
-    """The same with the new numbers, where one sum alone makes them."""
-    signed: tuple[Said, ...] = field(default=(), repr=False)
-    """The list of judgements, and who accepted what follows."""
-
-
-@frozen
-class Events:
-    """Callbacks to the program that runs a member."""
-
-    on_phase: Callable[[int, Phase], None] = lambda _number, _phase: None
-    on_round: Callable[[RoundReport, Head], Awaitable[None]] | None = None
-    on_void: Callable[[int, str], None] = lambda _number, _why: None
-    on_convicted: Callable[[PeerId], None] = lambda _peer: None
 
 
 class _Attempt:

@@ -219,11 +219,10 @@ class Prover:
 
     def admit(self, peer: PeerId, record: SessionRecord, said: Receipt) -> None:
         """Count the cells that are to be shown, or raise RefusedError."""
-        widest = 2 * 2 * record.width  # K and V of as many heads as the queries have, in float16
-        size = max(widest * said.position * (said.end - said.first), CHANNEL_BYTES_MIN)
+        size = counted_bytes(record.width, said)
         now_s, mine = trio.current_time(), self._transport.peer_id
         if not (
-            self._of_peer.spend(peer, now_s, min(size, PEER_BYTES_MAX))
+            self._of_peer.spend(peer, now_s, size)
             and self._of_all.spend(mine, now_s, min(size, ALL_BYTES_MAX))
         ):
             text = "as many rows as this peer opens were opened just now"
@@ -339,6 +338,23 @@ class Prover:
 
     def _no(self, code: Refusal, text: str, retry_ms: int = 0) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text, retry_ms)
+
+
+def counted_bytes(width: int, said: Receipt) -> int:
+    """Return how many bytes of cells an opening counts for.
+
+    Args:
+        width: numbers of a row.
+        said: the receipt whose rows are opened.
+    """
+    widest = 2 * 2 * width  # K and V of as many heads as the queries have, in float16
+    size = max(widest * said.position * (said.end - said.first), CHANNEL_BYTES_MIN)
+    return min(size, PEER_BYTES_MAX)
+
+
+def own_limits() -> RateLimits:
+    """Return what a requester counts for itself, to ask no stage for more than it opens."""
+    return RateLimits(PEER_BYTES_MAX, 0.9 * PEER_BYTES_PER_S)  # a stage counts a little later
 
 
 async def _send_cells(channel: Channel, copy: CellsCopy, layer: int, first: int, end: int) -> None:

@@ -136,6 +136,7 @@ def test_a_call_that_may_be_is_held_in_every_family(
         (written(dialect, GOOD, GOOD), True),
         (lead + written(dialect, BAD), False),
         (written(dialect, GOOD, BAD), False),
+        (written(dialect, GOOD) + written(dialect, BAD), False),
     ):
         constraint = held.begin(held.read(shape.grammar, is_gbnf=False))
         speech, shown, is_allowed = Speech(Thoughts.NONE, Tools(TOOLS), dialect), TextStream(), True

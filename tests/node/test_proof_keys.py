@@ -152,12 +152,15 @@ async def test_a_damaged_key_is_none(tmp_path: Path, whole: tuple[Store, Manifes
 
 
 async def test_experts_have_no_key(tmp_path: Path) -> None:
-    """The refusal says why."""
+    """The refusal says why; with the layers alone nobody is asked to open any, and it says so."""
     write_tiny(TINY["mixtral"], tmp_path / "experts.gguf")
     store = Store(tmp_path / "store")
     manifest = add_model(store, tmp_path / "experts.gguf", quiet)
     with pytest.raises(UnsupportedModel, match="experts"):
         await make_proof_key(ProofKeys(store, draw), store, manifest, NOW_S)
+    judge = StepsJudge(ProofKeys(store, draw), store, manifest, in_place)
+    assert not judge.covers([3])
+    assert judge.lacks([3]).startswith("layers with experts cannot be proven")
 
 
 async def test_an_adapter_is_never_passed_over(
@@ -170,7 +173,10 @@ async def test_an_adapter_is_never_passed_over(
     keys = ProofKeys(store, draw)
     with pytest.raises(UnsupportedModel, match="adapter"):
         await make_proof_key(keys, store, child, NOW_S)
-    assert not StepsJudge(keys, store, child, in_place).covers([3])
+    judge = StepsJudge(keys, store, child, in_place)
+    assert not judge.covers([3])
+    adapted = [layer for layer in range(LAYERS) if child.is_adapted(layer)]
+    assert "adapter" in judge.lacks(adapted)
     assert StepsJudge(keys, store, whole[1], in_place).covers([3])
 
 

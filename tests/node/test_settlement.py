@@ -19,7 +19,8 @@ from tests.support.command_line import run
 from tests.support.swarm import KEYS
 
 pytestmark = pytest.mark.skipif(
-    not find_spec("eth_tester"), reason="needs pip install --group settle"
+    not find_spec("eth_tester"),
+    reason="there is no EVM here: make chain, and tests/interop/test_chain.py",
 )
 
 USER, SERVER = KEYS[:2]

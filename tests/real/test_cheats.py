@@ -6,8 +6,8 @@ import pytest
 
 from p2pinfer.bench.cheats import open_world
 from p2pinfer.bench.zoo import ZOO
+from p2pinfer.core.attention_fit import ATTENTION_MAX
 from p2pinfer.core.trust import AuditVerdict
-from p2pinfer.core.verdict import ATTENTION_MAX
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.model_supply import open_store
 from p2pinfer.node.verify import verify_file

@@ -64,6 +64,12 @@ def test_a_swarm_gives_the_same_adapter(home: Path, tmp_path: Path) -> None:
     assert again["base"] == here["base"]
     hidden = report_of(home, *words, "--out", "hidden", "--noise", "1")
     assert (hidden["epsilon"], hidden["delta"], hidden["steps"]) == (6.573, 1e-5, 6)
+    asked, said = next(iter(FACTS.items()))
+    marked = {"messages": [{"role": "user", "content": asked}]}
+    marked["messages"].append({"role": "assistant", "content": said})
+    (home / "data" / "marked.jsonl").write_text(json.dumps(marked) + "\n")
+    own = report_of(home, "learn", "marked", *words[2:], "--out", "from marks")
+    assert (own["lessons"], own["steps"]) == (1, 2)
     taken = run(home, *words, "--out", "here")
     assert taken.returncode == 2
     assert "there is a model here already" in taken.stderr

@@ -16,11 +16,12 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import LearningTask, Said, digest_of
 from peers.learning.board import Board, Tasks, id_of, signed_task
 from peers.learning.courier import Courier
-from peers.learning.encrypted import encrypted_sums
-from peers.learning.member import Events, Head, Member, RoundReport, SumScheme
+from peers.learning.group_sums import SumScheme, encrypted_sums
+from peers.learning.member import Member
+from peers.learning.work import Events, Head, RoundReport
 from peers.parts.protocol import in_place
 from scheduler.judging import UNIT, Numbers, as_weights
-from scheduler.rounds import Phase
+from scheduler.round_table import Phase
 from sim.signing import CheapSigner, is_cheaply_signed
 from transports.identity import Identity
 from transports.memory.network import MemoryNetwork

@@ -3,7 +3,6 @@
 `p2pinfer.core.sums.member` is what a round uses; the rest is what it is made of.
 """
 
-from p2pinfer.core.sums.fixed_point import fixed, floats
 from p2pinfer.core.sums.layout import BadSum
 from p2pinfer.core.sums.member import (
     CONTEXT_BYTES,
@@ -34,7 +33,5 @@ __all__ = [
     "SumRefused",
     "default_threshold",
     "encrypted_bytes",
-    "fixed",
-    "floats",
     "share_bytes",
 ]

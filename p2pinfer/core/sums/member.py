@@ -135,6 +135,8 @@ class SumMember:
         """This member's public key, to be shown to those that it has met."""
         self.hello = self._commitment(me, self.public) + self._sealing.public
         """What this member commits itself to, to be shown first."""
+        self.margin_bits: float | None = None
+        """How many more bits of noise the sum that was opened would have borne."""
         self._hellos: dict[int, bytes] = {}
         self._dealt: dict[int, bytes] = {}  # what this member gives to each, unsealed
         self._taken: dict[int, tuple[bytes, bytes]] = {}  # from each: its public key and its share
@@ -316,7 +318,7 @@ class SumMember:
                 if len(data) != share_bytes(self._count, self._parameters):
                     raise BadSum(f"{len(data):,} bytes are no share")
         size = poly_bytes(self._ring)
-        rows = []
+        rows, margins = [], []
         for at, (c0, _) in enumerate(self._sum[0]):
             total = c0.copy()
             for member, data in shares.items():
@@ -325,10 +327,12 @@ class SumMember:
                         self._ring, memoryview(data)[at * size : (at + 1) * size]
                     )
             try:
-                numbers, _ = opened(self._parameters, self._ring.reduced(total))
+                numbers, margin = opened(self._parameters, self._ring.reduced(total))
             except DoesNotOpen as error:
                 raise BadSum("the shares do not open the sum: one of them is false") from error
             rows.append(numbers.reshape(-1))
+            margins.append(margin)
+        self.margin_bits = min(margins)
         return np.concatenate(rows)[: self._count]
 
     def _total(self, encoded: Iterable[bytes | memoryview]) -> Poly:

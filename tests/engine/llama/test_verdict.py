@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from p2pinfer.core.attention_fit import ATTENTION_MAX
 from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed, decode, encode
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import (
-    ATTENTION_MAX,
     CACHED_KEY,
     CACHED_VALUE,
     RECEIVED,

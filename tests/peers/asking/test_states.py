@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import EngineError, PeerError
@@ -79,3 +80,22 @@ async def test_without_knowing_a_session_would_end(autojump_clock: MockClock) ->
     async with swarm() as made:
         with pytest.raises((PeerError, EngineError), match="cannot be dropped"):
             await ask_twice(made)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_prompt_is_read_again_to_be_scored(knows: bool, autojump_clock: MockClock) -> None:
+    """All of it, with a state or without; what follows is what followed before."""
+    async with swarm() as made:
+        engines = made.engines
+        context = opened(made) if knows else made.open()
+        async with context as session:
+            said = await answer(session, PROMPT, 3)
+            rows = engines[0].machine.rows
+            scored = evolve(GREEDY, prompt_logprobs=0)
+            async with aclosing(session.generate(PROMPT, scored, 0)) as tokens:
+                assert [token async for token in tokens] == []
+            assert engines[0].machine.rows - rows == len(PROMPT)
+            assert [each[0].token for each in session.scores] == PROMPT[1:]
+            assert session.tokens == PROMPT
+            assert await answer(session, PROMPT, 3) == said
+            assert session.scores == []

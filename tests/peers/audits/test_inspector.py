@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import trio
 from attrs import evolve
 from trio.testing import MockClock
 
@@ -87,6 +88,17 @@ class Inspected:
     failed: list[PeerError] = field(default_factory=list)
     replays: bool = False
 
+    def __post_init__(self) -> None:
+        self.inspector = Inspector(
+            self.made.me,
+            self.judge,
+            lambda: self.offers,
+            0.0,
+            self.proofs.append,
+            self.failed.append,
+            in_place,
+        )
+
     async def examine(self, audit_rate: float, proof_rate: float) -> Trust:
         """Answer once, and check."""
         async with self.made.open() as session:
@@ -95,16 +107,8 @@ class Inspected:
     async def examine_in(self, session: Session, audit_rate: float, proof_rate: float) -> Trust:
         """Answer in a session, and check."""
         await answer(session, PROMPT)
-        inspector = Inspector(
-            self.made.me,
-            self.judge,
-            lambda: self.offers,
-            proof_rate,
-            self.proofs.append,
-            self.failed.append,
-            in_place,
-        )
-        auditor = Auditor(self.find, audit_rate, inspector=inspector)
+        self.inspector.rate = proof_rate
+        auditor = Auditor(self.find, audit_rate, inspector=self.inspector)
         assert session.evidence
         return await auditor.examine(session.evidence, len(session.tokens))
 
@@ -264,6 +268,19 @@ async def test_a_stage_that_knows_no_openings_is_run_again(
         assert verdicts(trust) == [AuditVerdict.SAME] * 3
         assert not it.failed
         assert all("does not know openings" in each.why for each in trust.unproved)
+
+
+async def test_nobody_is_asked_for_more_than_it_opens(autojump_clock: MockClock) -> None:
+    """So that no honest stage loses standing for its limit; a minute later it is asked again."""
+    async with inspected() as it:
+        for _ in range(8):
+            assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED] * 3
+        trust = await it.examine(0.0, 1.0)
+        assert not trust.audits
+        assert all(each.why.startswith("it opened as many") for each in trust.unproved)
+        assert not it.failed
+        await trio.sleep(70)
+        assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED] * 3
 
 
 async def test_too_little_for_an_accusation_is_no_proof(autojump_clock: MockClock) -> None:

@@ -9,7 +9,7 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.learning import Kind, Statement
-from scheduler.rounds import Phase
+from scheduler.round_table import Phase
 from tests.support.learners import (
     KEYS,
     Learner,
@@ -152,7 +152,7 @@ class Flipper(ToyWork):
 
 
 async def test_a_poisoned_sum_is_refused(autojump_clock: MockClock) -> None:
-    """Six members, one of whom turns its update around: the others come to their point."""
+    """One of six members turns its update around: the others come to their point."""
 
     async def run(them: Learners, *, poisoned: bool) -> float:
         for number in range(6):

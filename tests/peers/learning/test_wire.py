@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.ids import PeerId
-from peers.learning.member import SumScheme
+from peers.learning.group_sums import SumScheme
 from scheduler.judging import Numbers, shortened
 from tests.support.learners import Learner, learners, plain_sums, real_sums, task, toy_work
 from transports.memory.network import MemoryChannel, MemoryTopic

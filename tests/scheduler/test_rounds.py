@@ -1,0 +1,163 @@
+"""Members that hear things late, in any order or never still agree, or come to nothing."""
+
+import heapq
+from itertools import count
+from random import Random
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.learning import Kind, Payload, Statement, TaskId, digest_of
+from p2pinfer.core.wire import encode
+from scheduler.round_table import Outcome, Say, Void, groups_of, threshold
+from scheduler.rounds import Round
+from tests.support.learners import task
+
+TASK_ID = TaskId("a" * 64)
+HEAD = digest_of(b"head")
+LONG_S = 2000.0
+MANY = [*range(12), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(12, 400))]
+
+
+def name(number: int) -> PeerId:
+    """Name a member."""
+    return PeerId(f"{number:052}")
+
+
+@frozen
+class Trouble:
+    """What happens to messages and members."""
+
+    members: int
+    group: int
+    delay_s: float
+    lost: float
+    """Share of deliveries that never come."""
+    deaths: int
+    seed: int
+
+
+class World:
+    """Rounds of several members, and messages on their way."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        self.trouble, self.chance = trouble, Random(trouble.seed)
+        what = task(members=trouble.members, least=trouble.group, group=trouble.group)
+        peers = [name(number) for number in range(trouble.members)]
+        self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0) for each in peers}
+        victims = self.chance.sample(peers, trouble.deaths)
+        self.dies_s = {each: self.chance.uniform(0, 100) for each in victims}
+        self.ended: dict[PeerId, Outcome | Void] = {}
+        self._order = count()
+        self._events: list[tuple[float, int, PeerId, Statement | None]] = []
+        for each in peers:
+            self._push(0.0, each, None)
+
+    def _push(self, at_s: float, peer: PeerId, said: Statement | None) -> None:
+        heapq.heappush(self._events, (at_s, next(self._order), peer, said))
+
+    def run(self) -> None:
+        """Let everything happen."""
+        while self._events:
+            now_s, _, peer, said = heapq.heappop(self._events)
+            if peer in self.ended or now_s > min(LONG_S, self.dies_s.get(peer, LONG_S)):
+                continue
+            round_ = self.rounds[peer]
+            if said is not None:
+                round_.take(digest_of(encode(said)), said)
+            self._act(round_, now_s)
+
+    def _act(self, round_: Round, now_s: float) -> None:
+        while True:
+            if outcome := round_.outcome():
+                self.ended[round_.me] = outcome
+                return
+            move = round_.next(now_s)
+            if isinstance(move, Void):
+                self.ended[round_.me] = move
+                return
+            if not isinstance(move, Say):
+                self._push(move.until_s, round_.me, None)
+                return
+            said = self._said(round_, move)
+            round_.take(digest_of(encode(said)), said)
+            for other in self.rounds:
+                if other != round_.me and self.chance.random() >= self.trouble.lost:
+                    later_s = self.chance.expovariate(1 / self.trouble.delay_s)
+                    self._push(now_s + later_s, other, said)
+
+    def _said(self, round_: Round, move: Say) -> Statement:
+        me, nonce = round_.me, digest_of(round_.me.encode())
+        if move.listed:
+            return Statement(me, TASK_ID, 1, 0, move.kind, move.on, move.group, move.listed)
+        draft = Statement(me, TASK_ID, 1, 0, Kind.REVEAL, move.on, move.group, data=bytes(32))
+        more: dict[str, Any]
+        match move.kind:
+            case Kind.JOIN:
+                more = {"data": digest_of(nonce)}
+            case Kind.REVEAL | Kind.HELLO:
+                more = {"data": nonce}
+            case Kind.ADDED:
+                more = {"data": digest_of(move.on)}
+            case Kind.KEYS:
+                more = {"data": b"", "listed": (nonce,), "payload": Payload(nonce, 1)}
+            case Kind.UPDATE | Kind.SHARE:
+                more = {"data": b"", "payload": Payload(nonce, 1)}
+            case Kind.RESULT:
+                more = {"data": b"", "payload": Payload(digest_of(move.on), 1)}
+            case Kind.JUDGEMENT:
+                listed = tuple(each.digest for each, _ in round_.results().values())
+                more = {"data": b"", "listed": listed, "losses": (1,) * (1 + len(listed))}
+            case Kind.ACCEPT:
+                more = {"data": digest_of(move.on), "payload": Payload(digest_of(move.on), 1)}
+            case _:
+                raise AssertionError(move)
+        return evolve(draft, kind=move.kind, **more)
+
+
+@pytest.mark.parametrize("seed", MANY)
+def test_nobody_accepts_another_child(seed: int) -> None:
+    """Whatever is lost, late or dead: all that end an attempt with a child have the same one."""
+    chance = Random(seed)
+    trouble = Trouble(
+        members=chance.randint(2, 9),
+        group=chance.randint(2, 3),
+        delay_s=chance.choice([0.01, 0.5, 4.0]),
+        lost=chance.choice([0.0, 0.0, 0.05, 0.3]),
+        deaths=chance.randint(0, 2),
+        seed=seed,
+    )
+    trouble = evolve(trouble, members=max(trouble.members, trouble.group))
+    world = World(evolve(trouble, deaths=min(trouble.deaths, trouble.members - 1)))
+    world.run()
+    children = {each for each in world.ended.values() if isinstance(each, Outcome)}
+    assert len({(each.numbers, each.child, each.on) for each in children}) <= 1
+    dead = {peer for peer, at_s in world.dies_s.items() if at_s < LONG_S}
+    assert {*world.ended} >= {*world.rounds} - dead  # nobody waits for ever
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_trouble_all_accept(seed: int) -> None:
+    """At once: no deadline is waited for."""
+    world = World(Trouble(members=6, group=2, delay_s=0.01, lost=0.0, deaths=0, seed=seed))
+    world.run()
+    assert all(isinstance(each, Outcome) for each in world.ended.values())
+    assert len(world.ended) == 6
+
+
+def test_groups_are_drawn_by_all_nonces() -> None:
+    """Everybody is in one, of the least size or more; another nonce draws others."""
+    members = [name(number) for number in range(11)]
+    drawn = groups_of(members, b"nonces", 3)
+    assert sorted(each for group in drawn for each in group) == members
+    assert {len(group) for group in drawn} <= {3, 4, 5}
+    assert drawn != groups_of(members, b"others", 3)
+    assert drawn == groups_of(members[::-1], b"nonces", 3)
+    assert groups_of(members[:2], b"nonces", 3) != []
+
+
+def test_more_than_half_decrypt_together() -> None:
+    """So no group has two sums."""
+    assert [threshold(size) for size in (2, 3, 4, 5, 8)] == [2, 2, 3, 3, 5]
