@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -161,7 +161,7 @@ def learn(
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.learning_together import MeetingOptions
     from p2pinfer.node.lessons import read_lessons
-    from p2pinfer.node.model_supply import check_named, is_whole_here, open_store
+    from p2pinfer.node.model_supply import check_named, open_store
 
     how.check()
     rounds.check()
@@ -174,21 +174,15 @@ def learn(
     options = how.options(len(lessons))
     task = LearnRequest(file, lessons, data, options, (out or "").strip(), gguf, store, through)
     base = name_model(model, store)
-    manifest = store.manifest(base)
-    if manifest and manifest.base:
-        raise UserError(
-            f"{readable_name(manifest.name)} has an adapter already: teach the model under it, with"
-            f" --model {manifest.base.id[:12]}"
-        )
+    _check_base(store.manifest(base))
     if not rounds.are_asked_for:
         run_task(lambda: _learn(task, base, only_idle=only_idle, as_json=as_json))
         return
-    if is_whole_here(base, store):  # then nobody else sees what becomes of the lessons
-        task = replace(task, through=None)
-    where = reach.of(network, (*listen, *named))
-    meeting = MeetingOptions(base, listen, announce, tuple(named), where, identity)
+    place = MeetingOptions(
+        base, listen, announce, tuple(named), reach.of(network, (*listen, *named)), identity
+    )
     together = Together(
-        rounds, how.keep_layers, how.rank, how.seed, how.rate, meeting, how_to_reach(network, reach)
+        rounds, how.keep_layers, how.rank, how.seed, how.rate, place, how_to_reach(network, reach)
     )
     run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
 
@@ -202,6 +196,15 @@ def _named(file: Path) -> Path:
     if not marked_path().exists():
         raise UserError("no answer is marked: type /good or /mend TEXT in a chat, or use the page")
     return marked_path()
+
+
+def _check_base(manifest: "Manifest | None") -> None:
+    """Raise UserError if a model has an adapter already."""
+    if manifest and manifest.base:
+        raise UserError(
+            f"{readable_name(manifest.name)} has an adapter already: teach the model under it, with"
+            f" --model {manifest.base.id[:12]}"
+        )
 
 
 def _check_out(store: "Store", out: str | None, gguf: Path | None, rounds: RoundFlags) -> None:

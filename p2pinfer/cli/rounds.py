@@ -179,11 +179,14 @@ async def learn_together(
     import trio
 
     from p2pinfer.node.learning_together import open_meeting
+    from p2pinfer.node.model_supply import is_whole_here
 
     started_s, base = time.monotonic(), together.meeting.base
     manifest = request.store.manifest(base)
     if manifest is None:
         raise UserError(f"model {base[:12]}… is not here: add it with p2pinfer model add FILE")
+    if is_whole_here(base, request.store):  # then nobody else sees what becomes of the lessons
+        request = replace(request, through=None)
     async with open_meeting(together.meeting, request.store, manifest, note) as meeting:
         if together.flags.propose is not None:
             drafted = together.flags.task(
