@@ -56,6 +56,7 @@ SLOW = (
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
+    "sim/test_learning.py",
     "sim/test_runs.py",
     "sim/test_ways.py",
     "test_docs.py",  # loading all that the pages quote asks the system for libraries

@@ -188,10 +188,7 @@ def show(
         return
     print(f"model       {found.id}")
     print(f"name        {readable_name(found.name)}")
-    if found.base:
-        adapter = size_text(sum(part.size for part in found.adapter))
-        print(f"base        {found.base.id}")
-        print(f"            {readable_name(found.base.name)}, with an adapter of {adapter}")
+    _print_base(found)
     print(f"licence     {found.license or 'not stated'}")
     print(f"kind        {found.architecture}, {found.layers} layers, {size_text(found.size)}")
     print(f"context     {found.context:,} tokens")
@@ -201,9 +198,8 @@ def show(
         print(f"elsewhere   {safety['words']}")
     for path in store.sources(found.parts):
         print(f"served from {path}{'' if path.is_file() else ', which is gone'}")
-    for each in _ancestors(found) if lineage else ():
-        signed = f"{each.signed} of {len(each.members)} members signed"
-        print(f"round {each.round:<5} {each.child[:12]}… from {each.parent[:12]}…, {signed}")
+    if lineage:
+        _print_lineage(found)
     if not parts:
         return
     print("part          bytes        here")
@@ -335,6 +331,21 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
         print(f"removed {readable_name(found.name)}, freeing {size_text(freed)}")
+
+
+def _print_base(found: "Manifest") -> None:
+    from p2pinfer.engine.store.disk import size_text
+
+    if found.base:
+        adapter = size_text(sum(part.size for part in found.adapter))
+        print(f"base        {found.base.id}")
+        print(f"            {readable_name(found.base.name)}, with an adapter of {adapter}")
+
+
+def _print_lineage(found: "Manifest") -> None:
+    for each in _ancestors(found):
+        signed = f"{each.signed} of {len(each.members)} members signed"
+        print(f"round {each.round:<5} {each.child[:12]}… from {each.parent[:12]}…, {signed}")
 
 
 def _ancestors(found: "Manifest") -> "list[Ancestor]":
