@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,23 +259,28 @@ def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> 
     """
     begun = told = time.monotonic()
     models, found = Models(folder), Found()
-    while found.rows < rows:
-        chance = np.random.default_rng([seed, found.sessions])
-        drawn = draw(chance, found.sessions)
-        for position, regime, said in _opened(chance, drawn, models.find(drawn.model), found):
-            found.count(drawn, regime, position)
-            fault = said if isinstance(said, str) else said.fault and said.fault.text()
-            if isinstance(said, Verdict):
-                found.take(said)
-            if fault:
-                where = {"session": found.sessions, "position": position, "regime": regime.name}
-                found.alarms.append({**where, "said": fault, **asdict(drawn)})
-                tell(f"alarm: {found.alarms[-1]}")
-        found.sessions += 1
-        if (now := time.monotonic()) - told > PROGRESS_S:
-            told = now
-            tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
+    with suppress(KeyboardInterrupt):  # what was found until then is reported
+        while found.rows < rows:
+            _measure_session(models, seed, found, tell)
+            if (now := time.monotonic()) - told > PROGRESS_S:
+                told = now
+                tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
     return found.report(seed, time.monotonic() - begun)
+
+
+def _measure_session(models: Models, seed: int, found: Found, tell: Callable[[str], None]) -> None:
+    chance = np.random.default_rng([seed, found.sessions])
+    drawn = draw(chance, found.sessions)
+    for position, regime, said in _opened(chance, drawn, models.find(drawn.model), found):
+        found.count(drawn, regime, position)
+        fault = said if isinstance(said, str) else said.fault and said.fault.text()
+        if isinstance(said, Verdict):
+            found.take(said)
+        if fault:
+            where = {"session": found.sessions, "position": position, "regime": regime.name}
+            found.alarms.append({**where, "said": fault, **asdict(drawn)})
+            tell(f"alarm: {found.alarms[-1]}")
+    found.sessions += 1
 
 
 def _of_experts() -> str:
