@@ -12,6 +12,10 @@ WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 export P2PINFER_PROMPT := $(value PROMPT)
 unexport PROMPT
 
+# Kept for later setups, until another kind of GPU, or none, is named.
+# Not from the environment, where the name may mean something else.
+export P2PINFER_SETUP_GPU := $(if $(filter command,$(origin GPU)),$(GPU))
+
 # Test files that run at once; each may start several processes of its own.
 WORKERS ?= 2
 
@@ -23,6 +27,7 @@ FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case 
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
+	@echo 'make setup GPU=cuda     the same, for a GPU: cuda, metal, rocm or vulkan (docs/gpu.md)'
 	@echo 'make chat               start a local swarm of real peers and chat with it'
 	@echo 'make chat PROMPT="..."  answer once and exit'
 	@echo 'make check              formatting, lint, types, import directions'
@@ -63,8 +68,9 @@ test-long: ready
 interop:
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
 
+# Not npm ci, which refuses a lock file that leaves out what a registry lacks for other systems.
 agents:
-	cd tests/interop/agents && npm ci --ignore-scripts --no-audit --no-fund
+	cd tests/interop/agents && npm install --no-save --ignore-scripts --no-audit --no-fund
 
 clients:
 	$(PYTHON) -m venv $(CLIENTS)

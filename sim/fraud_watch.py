@@ -11,9 +11,8 @@ import trio
 
 from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.evidence import Case
-from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import ModelId, PeerId
-from peers.audits.frauds import Frauds, Judges
+from peers.audits.frauds import Frauds, Judges, Proof
 from peers.audits.replay import OpenReplay, Replay
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
@@ -46,7 +45,7 @@ class FraudWatch:
             names = judged_by[case.digest]
             return [partial(_noting, names, opening) for opening in judges(case)]
 
-        def act(proof: FraudProof, _: bytes) -> None:
+        def act(proof: Proof, _: bytes) -> None:
             accused, now = proof.accused, trio.current_time()
             transport.shut_out(accused)
             directory.shut_out(accused)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from p2pinfer import logs
 from p2pinfer.engine.gguf.model_header import default_model_path
+from tests.support import gpus as _gpus  # noqa: F401 -- takes what is for tests on a GPU alone
 from tests.support.natlab.hosts import why_not
 from tests.support.natlab.internet import Internet
 from tests.support.surroundings import NOT_LOOKING
@@ -34,10 +35,12 @@ SLOW = (
     "engine/store/test_split.py",
     "engine/store/test_store_crashes.py",
     "engine/store/test_tebibyte.py",
+    "node/test_ledger_kills.py",  # a process that is killed at every step
     "engine/test_template.py",
     "engine/test_template_features.py",
     "api/test_page_alone.py",  # starts a browser
     "cli/test_service.py",
+    "core/sums/",  # seconds of arithmetic, and SEAL
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
@@ -45,6 +48,7 @@ SLOW = (
     "node/test_hub.py",
     "node/test_proof_keys.py",
     "node/test_learning.py",
+    "node/test_lesson_noise.py",
     "node/test_local_swarm.py",
     "peers/parts/test_fetch.py",
     "peers/parts/test_keeper.py",

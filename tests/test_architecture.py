@@ -36,7 +36,6 @@ longer, and a short one about two subjects is still wrong."""
 FUNCTION_LINES_SOFT_MAX = 70
 LONG = {
     "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
-    "transports/libp2p/transport.py": "one object: what a peer reaches, and where it is reached",
 }
 """`path` or `path:function` of longer ones, each with its reason."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2pinfer._setup import __main__ as steps
+from p2pinfer._setup import gpus
 from p2pinfer._setup.commands import (
     PLAIN_LINE_S,
     SetupError,
@@ -23,6 +24,7 @@ from p2pinfer._setup.commands import (
 from p2pinfer._setup.lock import locked
 from p2pinfer._setup.system import (
     Need,
+    advice_on,
     build_environment,
     compiles,
     install_advice,
@@ -34,6 +36,7 @@ from p2pinfer._setup.system import (
 from p2pinfer._setup.wheel import (
     FLAGS,
     NATIVE,
+    build_variables,
     is_installed,
     pinned_requirement,
     wheel_folder,
@@ -302,3 +305,75 @@ def test_make_chat_passes_the_prompt_unchanged(tmp_path: Path, prompt: str) -> N
     )
     assert (result.stdout, result.stderr) == (f"{['demo', '--', prompt]!a}\n", "")
     assert not (tmp_path / "pwned").exists()
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("named", "kept", "system", "kind"),
+    [
+        (None, None, "Linux", ""),
+        ("", "cuda\n", "Linux", "cuda"),
+        ("Vulkan", "cuda\n", "Linux", "vulkan"),
+        ("none", "cuda\n", "Linux", ""),
+        ("metal", None, "Darwin", "metal"),
+    ],
+)
+def test_a_kind_of_gpu_is_kept_until_another_is_named(
+    named: str | None, kept: str | None, system: str, kind: str, tmp_path: Path
+) -> None:
+    """So that `make chat` does not compile for the CPU again."""
+    path = tmp_path / "gpu"
+    if kept:
+        path.write_text(kept)
+    assert gpus.gpu_kind(named, path, system) == kind
+
+
+@pytest.mark.parametrize(
+    ("named", "system", "text"),
+    [
+        ("voodoo", "Linux", "GPU=voodoo is no kind of GPU: choose one of cuda, metal, rocm, vulk"),
+        ("metal", "Linux", "GPU=metal is for Macs alone"),
+        ("cuda", "Darwin", "GPU=cuda does not exist on Macs; GPU=metal does"),
+    ],
+)
+def test_a_gpu_that_cannot_be_here_is_refused(
+    named: str, system: str, text: str, tmp_path: Path
+) -> None:
+    """Before anything is compiled."""
+    with pytest.raises(SetupError, match=text) as caught:
+        gpus.gpu_kind(named, tmp_path / "gpu", system)
+    assert caught.value.exit_code == 2
+
+
+def test_what_a_gpu_needs_is_named_with_a_way_without(tmp_path: Path) -> None:
+    """A compiler for its kernels; the ready-made libraries need none."""
+    shell = Shell({"PATH": str(tmp_path)}, tmp_path, tmp_path / "log")
+    for kind, what in (("cuda", "nvcc"), ("rocm", "hipcc"), ("vulkan", "glslc")):
+        with pytest.raises(SetupError, match=rf"Not found: .*{what}.*\n.*P2PINFER_LLAMA.*none$"):
+            gpus.check_needs(kind, lambda needs: advice_on(needs, shell))
+    gpus.check_needs("metal", lambda needs: advice_on(needs, shell))
+    gpus.check_needs("", lambda needs: advice_on(needs, shell))
+
+
+def test_a_build_for_a_gpu_has_a_wheel_of_its_own(tmp_path: Path) -> None:
+    """And CMake is told, also of the cards that are here."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 8.9\necho 12.0\necho 8.9\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shell = Shell({"PATH": path, "XDG_CACHE_HOME": "/cache"}, tmp_path, tmp_path / "log")
+    flags = gpus.cmake_flags("cuda", shell)
+    assert flags == ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=120;89")
+    of_cpu, of_gpu = NATIVE, NATIVE._replace(gpu=flags)
+    assert build_variables(of_gpu)["CMAKE_ARGS"].endswith(" ".join(flags))
+    folders = {wheel_folder("l==1", each, shell.environment) for each in (of_cpu, of_gpu)}
+    assert len(folders) == 2
+    assert gpus.cmake_flags("vulkan", shell) == ("-DGGML_VULKAN=ON",)
+    assert gpus.cmake_flags("", shell) == ()
+
+
+def test_setup_runs_again_for_another_gpu() -> None:
+    """The stamp tells builds apart."""
+    assert steps.stamp_key(steps.ROOT, "cuda") != steps.stamp_key(steps.ROOT)

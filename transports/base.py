@@ -33,6 +33,18 @@ class Relaying(Enum):
     ALWAYS = "always"
 
 
+class Gatekeeper(Protocol):
+    """Who may take part in a network of founders."""
+
+    def prove(self, me: PeerId, other: PeerId, binding: bytes) -> bytes:
+        """Return a proof that this machine may, for one connection; raises NotAMemberError."""
+        ...
+
+    def admit(self, proof: bytes, other: PeerId, me: PeerId, binding: bytes) -> None:
+        """Take another peer's proof; raises NotAMemberError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reach:
     """Which swarm to reach, and how."""
@@ -49,6 +61,8 @@ class Reach:
     relaying: Relaying = Relaying.IF_PUBLIC
     relay_mbit: float = 16.0
     """Carried for others at most, megabits a second."""
+    members: Gatekeeper | None = None
+    """Of a network of founders, which has a key as well."""
 
 
 class Reachability(Enum):

@@ -48,6 +48,11 @@ class GuardedTransport:
         """Have nothing to do with a peer from now on."""
         self._blocklist.block(peer)
 
+    def part(self, peer: PeerId) -> None:
+        """End what a transport has open with a peer, which may come back."""
+        if part := getattr(self._inner, "part", None):
+            part(peer)
+
     @property
     def peer_id(self) -> PeerId:
         """This peer's id."""

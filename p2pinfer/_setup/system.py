@@ -24,6 +24,8 @@ class Need(NamedTuple):
     language: str = ""  # c or c++, as the compiler's -x takes it
     source: str = ""
     flags: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """Instead of a program to compile: one that succeeds only if it is there."""
 
 
 _MAIN = "int main(void) { return 0; }\n"
@@ -71,7 +73,9 @@ def build_environment(
 
 
 def compiles(need: Need, shell: Shell) -> bool:
-    """Return whether the need's program compiles and links here."""
+    """Return whether the need's program compiles and links here, or its command succeeds."""
+    if need.command:
+        return shell.succeeds(need.command)
     variable, default = ("CC", "cc") if need.language == "c" else ("CXX", "c++")
     compiler, before, after = (
         shlex.split(shell.environment.get(name, otherwise))
@@ -127,6 +131,15 @@ def install_commands(manager: str, packages: Sequence[str], sudo: Sequence[str])
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive"]
     apt += ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
     return [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", *packages]]
+
+
+def advice_on(wanted: Sequence[Need], shell: Shell) -> str:
+    """Return sentences on what of some needs the system lacks; empty if it has all."""
+    missing = [need for need in wanted if not compiles(need, shell)]
+    if not missing:
+        return ""
+    system = platform.system()
+    return install_advice(system, package_manager(system, shutil.which), missing)
 
 
 def silent_sudo(manager: str, shell: Shell) -> list[str] | None:

@@ -33,6 +33,8 @@ class BuildVariant(NamedTuple):
     name: str
     flags: tuple[str, ...] = ()
     """For the C and C++ compilers, in addition to the repairs."""
+    gpu: tuple[str, ...] = ()
+    """For CMake: the GPUs that it also computes on, and what of them the build depends on."""
 
 
 NATIVE = BuildVariant("with all features of this CPU")
@@ -78,7 +80,7 @@ def wheel_folder(requirement: str, variant: BuildVariant, environment: Mapping[s
     """Return where this machine's wheel is kept."""
     cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     libc = " ".join(platform.libc_ver())
-    flags = (*FLAGS, *variant.flags)
+    flags = (*FLAGS, *variant.gpu, *variant.flags)
     cpu = cpu_features()
     key = wheel_key(requirement, flags, REPAIRS.read_text(), platform.machine(), libc, cpu)
     return Path(cache, "p2pinfer", "wheels", key)
@@ -92,7 +94,13 @@ def build_variables(variant: BuildVariant) -> dict[str, str]:
     find its own ggml.h first, and they are not part of the wheel's key.
     """
     flags = shlex.join(["-include", str(REPAIRS), *variant.flags])
-    return {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": ""}
+    cmake = " ".join((*FLAGS, *variant.gpu))
+    return {
+        "CMAKE_ARGS": cmake,
+        "CFLAGS": flags,
+        "CXXFLAGS": flags,
+        "LDFLAGS": "",
+    }
 
 
 def provide_wheel(
@@ -108,7 +116,8 @@ def provide_wheel(
     with locked(folder):  # clones of the project share it
         if kept := sorted(folder.glob("*.whl")):
             return kept[0]
-        print("Compiling llama.cpp for this CPU, once: about 3 minutes on 2 cores.")
+        what = "GPU, once: up to an hour" if variant.gpu else "CPU, once: about 3 minutes"
+        print(f"Compiling llama.cpp for this {what} on 2 cores.")
         print(f"  Its wheel will be kept in {folder}", flush=True)
         scratch = folder / "building"
         shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted build

@@ -19,6 +19,7 @@ from p2pinfer.api.completions import Completions
 from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.guard import Guard
 from p2pinfer.api.loading import Loading
+from p2pinfer.api.marked import marked_route
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
 from p2pinfer.api.models import Models
 from p2pinfer.api.ollama import PATHS
@@ -165,6 +166,7 @@ def _own_routes(gateway: Gateway, models: Models, state: SwarmState) -> list[Rou
         Route("/api/events", events),
         Route("/api/receipts/{name}", receipt),
         Route("/api/earnings", earnings),
+        marked_route(),
     ]
 
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from p2pinfer.api.certificates import receipt_link
-from p2pinfer.api.gateway import Calls, Ended, Finished, Gateway, Said, Thinks
+from p2pinfer.api.gateway import CallOpens, CallPiece, Ended, Finished, Gateway, Said, Thinks
 from p2pinfer.api.models import Models
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import Question, chat_question, completion_question
@@ -134,9 +134,10 @@ class Completions:
                         yield chunk(format_.piece(part.choice, part.text, part.scores))
                     case Thinks() if isinstance(format_, ChatFormat):
                         yield chunk(format_.thought(part.choice, part.text))
-                    case Calls() if isinstance(format_, ChatFormat):
-                        told = format_.call(head["id"], part.choice, part.number, part.call)
-                        yield chunk(told)
+                    case CallOpens(choice, at, called) if isinstance(format_, ChatFormat):
+                        yield chunk(format_.opens(head["id"], choice, at, called))
+                    case CallPiece(choice, at, text) if isinstance(format_, ChatFormat):
+                        yield chunk(format_.argued(choice, at, text))
                     case Ended():  # a client need not wait for what is checked
                         ended = part.choice
                         yield chunk(format_.end(part.choice, part.finish))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,16 +13,22 @@ from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
+from p2pinfer.client.call_reading import CallBegins, CallGrows, ToolCall
+from p2pinfer.client.echo import NO_ECHO, Echo, text_of
 from p2pinfer.client.grammars import Thoughts, json_shape
+from p2pinfer.client.harmony import HarmonySpeech
 from p2pinfer.client.infill import infill_prompt
 from p2pinfer.client.library import Swarm
-from p2pinfer.client.speech import Heard, Speech, Thought, Word
-from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
+from p2pinfer.client.speech import Heard, Hearing, Speech, Thought, Word
+from p2pinfer.client.tool_calls import Tool, Tools, calls_shape
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
 
 CALLED_S = 5.0
 """How long it counts that all peers of a chain answered, or not: probes may ask every second."""
+
+SCORED_TOKENS_MAX = 32_768
+"""Of all prompts in a request whose log-probabilities are told: some 40 MB until it is answered."""
 
 ENGINE_LOST = "this gateway's own engine has ended, and is being started again"
 
@@ -50,8 +56,27 @@ class Thinks:
 
 
 @dataclass(frozen=True)
+class CallOpens:
+    """A call of a tool has begun; pieces of its arguments follow."""
+
+    choice: int
+    number: int
+    """Of the calls in this choice."""
+    name: str
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of a call's arguments."""
+
+    choice: int
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Calls:
-    """A call of a tool, complete."""
+    """A call of a tool, complete: it was told in pieces before."""
 
     choice: int
     number: int
@@ -85,10 +110,12 @@ class Finished:
     answer: Answer
     receipt: str | None
     """What its certificate is called."""
-    speech: Speech | None = None
+    speech: Hearing | None = None
     """What its text is made of, where it is more than words."""
     echoed: str = ""
     """The prompt that was said before it."""
+    echo_scores: tuple[Scored, ...] = ()
+    """What is told of that one's tokens."""
 
     @property
     def finish(self) -> str:
@@ -101,16 +128,24 @@ class Finished:
         return self.speech.thought_tokens if self.speech else 0
 
 
-def finish_of(answer: Answer, speech: Speech | None) -> str:
+def finish_of(answer: Answer, speech: Hearing | None) -> str:
     """Say why an answer ended: what stopped to call tools says so."""
     return "tool_calls" if speech and speech.calls and answer.finish == "stop" else answer.finish
 
 
-Part = Thinks | Said | Calls | Ended | Finished
+def _check_scored(prompts: Sequence[Sequence[int]]) -> None:
+    if (tokens := sum(map(len, prompts))) > SCORED_TOKENS_MAX:
+        raise UserError(
+            f"log-probabilities of a prompt are told of {SCORED_TOKENS_MAX:,} tokens at most,"
+            f" and there are {tokens:,}: send less at once, or set echo to false"
+        )
+
+
+Part = Thinks | Said | CallOpens | CallPiece | Calls | Ended | Finished
 
 
 def _heard(
-    number: int, speech: Speech, heard: Iterator[Heard], scores: tuple[Scored, ...]
+    number: int, speech: Hearing, heard: Iterator[Heard], scores: tuple[Scored, ...]
 ) -> Iterator[Part]:
     """Say what is heard of a choice; the first words have the scores that wait for them."""
     for part in heard:
@@ -120,6 +155,10 @@ def _heard(
             case Word(text):
                 yield Said(number, text, scores)
                 scores = ()
+            case CallBegins(name):
+                yield CallOpens(number, len(speech.calls), name)
+            case CallGrows(text):
+                yield CallPiece(number, len(speech.calls), text)
             case ToolCall():
                 yield Calls(number, len(speech.calls) - 1, part)
 
@@ -225,7 +264,6 @@ class Gateway:
         thoughts = Thoughts.NONE
         prompts = [await self._tokens(each, question.suffix) for each in question.prompts]
         tools = question.tools
-        dialect = dialect_of(self.swarm.template)
         if question.messages:
             rendered = await self.swarm.render(
                 question.messages,
@@ -237,44 +275,78 @@ class Gateway:
             if not question.prefill:
                 thoughts = self.swarm.thoughts_after(rendered.text)
             prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
-        if grammar := await self._grammar(question, dialect, thoughts):
+        if question.echo and question.how.sampling.top_logprobs is not None:
+            _check_scored(prompts)
+        if grammar := await self._grammar(question, thoughts):
             question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
-            is_plain = thoughts is Thoughts.NONE and not tools
-            speech = None if is_plain else Speech(thoughts, tools, dialect)
-            echoed = str(question.prompts[number // question.choices]) if question.echo else ""
+            speech = self._hearing(question, thoughts)
+            if number % question.choices == 0:
+                echo = await self._echo(question, number // question.choices, prompt)
+                scores: tuple[Scored, ...] = ()
+            is_scored = how.sampling.prompt_logprobs is not None
             with self._watched(request) as answer:
-                if echoed:
-                    yield Said(number, echoed)
+                if echo.text and not is_scored:
+                    yield Said(number, echo.text, scores)
                 parts = self._parts(number, prompt, how, answer, speech)
                 async with aclosing(parts):
                     async for part in parts:
+                        if is_scored:
+                            is_scored, scores = False, echo.scored(answer.prompt_scores)
+                            yield Said(number, echo.text, scores)
+                        if isinstance(part, Said) and part.scores:
+                            part = replace(part, scores=echo.behind(part.scores))  # noqa: PLW2901
                         yield part
+                if is_scored:  # an answer that is shown only when it is verified, and empty
+                    scores = echo.scored(answer.prompt_scores)
+                    yield Said(number, echo.text, scores)
             receipt = None
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt, speech, echoed)
+            yield Finished(number, answer, receipt, speech, echo.text, scores)
 
-    async def _grammar(
-        self, question: Question, dialect: Dialect, thoughts: Thoughts
-    ) -> str | None:
+    async def _echo(self, question: Question, number: int, tokens: list[int]) -> Echo:
+        """Return what is said of a prompt before its answer."""
+        if not question.echo:
+            return NO_ECHO
+        prompt, is_scored = question.prompts[number], question.how.sampling.top_logprobs is not None
+        if isinstance(prompt, str) and not is_scored:
+            return Echo(prompt)
+        pieces = await self.swarm.client.ends.pieces(tokens)
+        return Echo(prompt if isinstance(prompt, str) else text_of(pieces), tokens, pieces)
+
+    def _hearing(self, question: Question, thoughts: Thoughts) -> Hearing | None:
+        """Return what hears an answer; None where it is words alone."""
+        tools, dialect = question.tools, self.swarm.dialect
+        if question.messages and dialect.in_channels:
+            return HarmonySpeech(tools, is_begun=bool(question.prefill))
+        is_plain = thoughts is Thoughts.NONE and not tools
+        return None if is_plain else Speech(thoughts, tools, dialect)
+
+    async def _grammar(self, question: Question, thoughts: Thoughts) -> str | None:
         """Return what answers are held to; raises UserError where that cannot be."""
-        shape, tools = question.shape, question.tools
+        tools = question.tools
         if not tools:
-            return await self.swarm.grammar_of(shape, thoughts) if shape else None
-        called = calls_shape(tools, dialect, shape)
-        if called is None:
-            return None
+            return await self._held(question, None, thoughts)
         try:
-            return await self.swarm.grammar_of(called, thoughts)
+            return await self._held(question, tools, thoughts)
         except UserError:
             tools = replace(tools, offered=[await self._callable(each) for each in tools.offered])
-            called = calls_shape(tools, dialect, shape)
-            assert called
-            return await self.swarm.grammar_of(called, thoughts)
+            return await self._held(question, tools, thoughts)
+
+    async def _held(
+        self, question: Question, tools: Tools | None, thoughts: Thoughts
+    ) -> str | None:
+        shape, swarm = question.shape, self.swarm
+        if question.messages and swarm.dialect.in_channels and not question.prefill:
+            return await swarm.channels_grammar(shape, tools) if shape or tools else None
+        held = shape
+        if tools:
+            held = calls_shape(tools, swarm.dialect, shape, await swarm.call_marks())
+        return await swarm.grammar_of(held, thoughts) if held else None
 
     async def _callable(self, tool: Tool) -> Tool:
         """Return a tool with arguments that can be held to: any, where its schema cannot be."""
@@ -292,7 +364,7 @@ class Gateway:
         prompt: list[int],
         how: ChatOptions,
         answer: Answer,
-        speech: Speech | None,
+        speech: Hearing | None,
     ) -> AsyncGenerator[Part]:
         """Yield what one answer is made of, up to its end."""
         said = told = 0

@@ -19,14 +19,20 @@ def chat_scores(scores: Sequence[Scored]) -> dict[str, Any] | None:
 
 
 def completion_scores(scores: Sequence[Scored]) -> dict[str, Any] | None:
-    """Return them as a completion's choice or piece has them; the drawn token is among the top."""
+    """Return them as a completion's choice or piece has them; the drawn token is among the top.
+
+    Nothing is told of a prompt's first token.
+    """
     if not scores:
         return None
     drawn = [each.candidates[0] for each in scores]
     return {
         "tokens": [_name(each) for each in drawn],
         "token_logprobs": [each.logprob for each in drawn],
-        "top_logprobs": [_by_name(each.candidates) for each in scores],
+        "top_logprobs": [
+            None if each.candidates[0].logprob is None else _by_name(each.candidates)
+            for each in scores
+        ],
         "text_offset": [each.offset for each in scores],
     }
 
@@ -39,7 +45,7 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _by_name(candidates: Iterable[Candidate]) -> dict[str, float]:
+def _by_name(candidates: Iterable[Candidate]) -> dict[str, float | None]:
     return {_name(each): each.logprob for each in candidates}
 
 

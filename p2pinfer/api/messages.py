@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from p2pinfer.api.gateway import Calls, Finished, Part, Said, Thinks
+from p2pinfer.api.gateway import CallOpens, CallPiece, Calls, Finished, Part, Said, Thinks
 from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid, missing
-from p2pinfer.api.replies import account_of, tool_call
+from p2pinfer.api.replies import account_of, call_id
 from p2pinfer.api.streams import event
 from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, going_on, object_of, text_of
 
@@ -272,14 +272,13 @@ class MessageWriter:
                 yield from self._add("thinking", text)
             case Said(_, text):
                 yield from self._add("text", text)
-            case Calls(choice, number, call):
-                known = tool_call(self._id, choice, number, call)["id"]
-                block = {"type": "tool_use", "id": known, "name": call.name}
-                yield from self._open({**block, "input": {}})
-                given = object_of(call.arguments)
-                self._content[-1]["input"] = given
-                text = json.dumps(given, ensure_ascii=False)
+            case CallOpens(choice, number, name):
+                known = call_id(self._id, choice, number)
+                yield from self._open({"type": "tool_use", "id": known, "name": name, "input": {}})
+            case CallPiece(_, _, text):
                 yield self._delta({"type": "input_json_delta", "partial_json": text})
+            case Calls(_, _, call):
+                self._content[-1]["input"] = object_of(call.arguments)
                 yield from self._close()
             case Finished():
                 yield from self._close()

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from p2pinfer.core.trust import Trust
+from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -93,6 +93,17 @@ class Metrics:
             registry=registry,
         )
 
+        self._rows_proved = Counter(
+            "p2pinfer_rows_proved",
+            "Rows that stages opened, and whose every step holds.",
+            registry=registry,
+        )
+        self._unproved = Counter(
+            "p2pinfer_stages_not_proved",
+            "Stages that were to open rows, and of which nothing was learned.",
+            registry=registry,
+        )
+
     def pace(self, now_s: float) -> "Pace":
         """Begin to time the tokens of an answer."""
         return Pace(self, now_s)
@@ -103,8 +114,13 @@ class Metrics:
             self._answers.labels("held" if trust.held else "broken").inc()
         else:
             self._answers.labels("unchecked" if whole else "unfinished").inc()
-        for audit in trust.audits if trust else ():
+        if not trust:
+            return
+        for audit in trust.audits:
             self._audits.labels(audit.verdict.value).inc()
+            if audit.verdict is AuditVerdict.PROVED:
+                self._rows_proved.inc(min(ROWS_PROVEN, trust.positions))
+        self._unproved.inc(len(trust.unproved))
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Show a value that is read whenever somebody asks."""

@@ -11,7 +11,7 @@ from p2pinfer.api.gateway import Calls, Finished, Part, Said, Thinks
 from p2pinfer.api.logprobs import chat_scores
 from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid
-from p2pinfer.api.replies import account_of, tool_call
+from p2pinfer.api.replies import account_of, call_id
 from p2pinfer.api.translation import SAMPLING, Event, going_on, object_of
 from p2pinfer.client.answer import Answer
 
@@ -300,7 +300,7 @@ class LineWriter:
             case Calls(choice, number, call):
                 function = {"index": number, "name": call.name}
                 function["arguments"] = object_of(call.arguments)
-                known = tool_call(self._id, choice, number, call)["id"]
+                known = call_id(self._id, choice, number)
                 self._said.setdefault("tool_calls", []).append({"id": known, "function": function})
                 yield self._line(tool_calls=self._said["tool_calls"][-1:])
             case Finished():

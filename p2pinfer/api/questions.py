@@ -97,7 +97,7 @@ class Question:
     suffix: str = ""
     """What comes behind a completion's answer."""
     echo: bool = False
-    """Say a completion's prompt before its answer."""
+    """Say a completion's prompt before its answer, and what is told of its tokens, too."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
 
@@ -106,9 +106,14 @@ class Question:
         return replace(self, how=self.how.held_to(grammar))
 
     def option(self, choice: int) -> ChatOptions:
-        """Return the options of one choice: each has a seed of its own, or all would be equal."""
-        seed = (self.how.sampling.seed + choice) % SEEDS
-        return replace(self.how, sampling=evolve(self.how.sampling, seed=seed))
+        """Return the options of one choice: each has a seed of its own, or all would be equal.
+
+        The prompt's tokens are scored for the first one alone.
+        """
+        sampling = self.how.sampling
+        told = sampling.top_logprobs if self.echo and not choice else None
+        seed = (sampling.seed + choice) % SEEDS
+        return replace(self.how, sampling=evolve(sampling, seed=seed, prompt_logprobs=told))
 
 
 def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:
@@ -132,13 +137,21 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
     tools, options = tools_of(body), {**defaults.for_template, **template_options(body)}
     refuse_unless_alone(tools, is_grammar=bool(body.get("grammar")))
-    chat = {"messages": found, "tools": tools, "options": options, "ignored": ignored}
+    chat: dict[str, Any] = {
+        "messages": found,
+        "tools": tools,
+        "options": options,
+        "ignored": ignored,
+    }
     return _question(body, defaults, seed, told, prefill=prefill, **chat)
 
 
 def _prefill(body: Mapping[str, Any], messages: list[Message]) -> str:
     """Take the assistant's last message off where it is to go on, as vLLM has it."""
     goes_on, begins = body.get("continue_final_message"), body.get("add_generation_prompt")
+    prefix = body["messages"][-1].get("prefix")  # as DeepSeek and Mistral have it
+    if goes_on is None and prefix is not None:
+        goes_on = _flag(f"messages[{len(messages) - 1}].prefix", prefix)
     if goes_on is None or not _flag("continue_final_message", goes_on):
         if begins is not None and not _flag("add_generation_prompt", begins):
             text = "must be true, unless continue_final_message is"
@@ -178,11 +191,10 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
     if not isinstance(suffix, str):
         raise invalid("suffix", "must be a text")
     echoes = echo is not None and _flag("echo", echo)
-    if (suffix or echoes) and not all(isinstance(each, str) for each in prompts):
-        raise invalid("prompt", "must be a text where suffix or echo is given")
-    if echoes and told is not None:
-        text = "must be null where echo is true: those of a prompt are not computed"
-        raise invalid("logprobs", text)
+    if suffix and not all(isinstance(each, str) for each in prompts):
+        raise invalid("prompt", "must be a text where suffix is given")
+    if suffix and echoes:
+        raise invalid("echo", "must be false where suffix is given")
     return _question(
         body,
         defaults,
@@ -192,6 +204,7 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
         ignored=ignored,
         suffix=suffix,
         echo=echoes,
+        tokens_min=0,
     )
 
 
@@ -205,7 +218,13 @@ def _chat_logprobs(wanted: Any, top: Any) -> int | None:
 
 
 def _question(
-    body: Mapping[str, Any], defaults: ChatOptions, seed: int, told: int | None, **asked: Any
+    body: Mapping[str, Any],
+    defaults: ChatOptions,
+    seed: int,
+    told: int | None,
+    *,
+    tokens_min: int = 1,
+    **asked: Any,
 ) -> Question:
     def take(name: str, judge: Callable[[str, Any], Any], default: Any) -> Any:
         for called in (name, *ALIASES.get(name, ())):
@@ -222,9 +241,10 @@ def _question(
         sampling["top_p"] = max(sampling["top_p"], TOP_P_LEAST)
     sampling["logit_bias"] = take("logit_bias", _biases, None)
     given = {name: value for name, value in sampling.items() if value is not None}
-    tokens = _whole(1, TOKENS_MAX, {-1: TOKENS_MAX})
+    tokens = _whole(tokens_min, TOKENS_MAX, {-1: TOKENS_MAX})
     most = take("max_completion_tokens", tokens, None)
-    most = most or take("max_tokens", tokens, defaults.max_tokens)
+    if most is None:
+        most = take("max_tokens", tokens, defaults.max_tokens)
     how = replace(
         defaults,
         sampling=evolve(defaults.sampling, top_logprobs=told, **given),
@@ -260,11 +280,11 @@ def _message(value: Any, where: str) -> Message:
         raise invalid(f"{where}.content", "must be a text")
     if role == "tool":
         return tool_message(value, content, where)
-    message = {"role": role, "content": content}
+    message: Message = {"role": role, "content": content}
     if role == "assistant":
         if calls := value.get("tool_calls"):
             message["tool_calls"] = calls_of(calls, f"{where}.tool_calls")
-        if thoughts := value.get("reasoning_content"):
+        if thoughts := value.get("reasoning_content") or value.get("reasoning"):
             if not isinstance(thoughts, str):
                 raise invalid(f"{where}.reasoning_content", "must be a text")
             message["reasoning_content"] = thoughts

@@ -11,7 +11,8 @@ from p2pinfer.api.gateway import Finished
 from p2pinfer.api.logprobs import chat_scores, completion_scores
 from p2pinfer.api.model_facts import ModelFacts
 from p2pinfer.client.answer import Answer, Scored
-from p2pinfer.client.tool_calls import ToolCall
+from p2pinfer.client.call_reading import ToolCall
+from p2pinfer.client.echo import Echo
 
 
 def model_slug(name: str) -> str:
@@ -82,11 +83,14 @@ CALL_ID_CHARS = 9
 """Letters and digits: what Mistral's templates want, and no other minds."""
 
 
-def tool_call(request: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:
-    """Describe a call of a tool: it is known by its request, choice and number."""
-    known = blake3(f"{request} {index} {number}".encode()).hexdigest()[:CALL_ID_CHARS]
+def call_id(request: str, index: int, number: int) -> str:
+    """Return what a call is known by: it is made of its request, choice and number."""
+    return blake3(f"{request} {index} {number}".encode()).hexdigest()[:CALL_ID_CHARS]
+
+
+def _tool_call(request: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": known, "type": "function", "function": function}
+    return {"id": call_id(request, index, number), "type": "function", "function": function}
 
 
 class ChatFormat:
@@ -104,7 +108,7 @@ class ChatFormat:
                 message["reasoning_content"] = speech.thoughts
             if speech.calls:
                 message["tool_calls"] = [
-                    tool_call(request, found.choice, at, call)
+                    _tool_call(request, found.choice, at, call)
                     for at, call in enumerate(speech.calls)
                 ]
         return {
@@ -126,9 +130,14 @@ class ChatFormat:
         """Return a piece of what the model thinks."""
         return self._delta(index, {"reasoning_content": text})
 
-    def call(self, request: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:
-        """Return a call of a tool."""
-        described = {"index": number, **tool_call(request, index, number, call)}
+    def opens(self, request: str, index: int, number: int, name: str) -> dict[str, Any]:
+        """Return what begins a call of a tool."""
+        described = {"index": number, **_tool_call(request, index, number, ToolCall(name, ""))}
+        return self._delta(index, {"tool_calls": [described]})
+
+    def argued(self, index: int, number: int, text: str) -> dict[str, Any]:
+        """Return a piece of a call's arguments."""
+        described = {"index": number, "function": {"arguments": text}}
         return self._delta(index, {"tool_calls": [described]})
 
     def end(self, index: int, finish: str | None) -> dict[str, Any]:
@@ -154,7 +163,8 @@ class CompletionFormat:
     def choice(self, _: str, found: Finished) -> dict[str, Any]:
         """Return a whole answer."""
         answer = found.answer
-        scores = answer.scores_before(len(answer.text))
+        own = Echo(found.echoed).behind(answer.scores_before(len(answer.text)))
+        scores = (*found.echo_scores, *own)
         return self._text(found.choice, found.echoed + answer.text, scores, found.finish)
 
     def begin(self, index: int) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from p2pinfer.api.gateway import Calls, Finished, Part, Said, Thinks
+from p2pinfer.api.gateway import CallOpens, CallPiece, Calls, Finished, Part, Said, Thinks
 from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid, missing
-from p2pinfer.api.replies import account_of, tool_call
+from p2pinfer.api.replies import account_of, call_id
 from p2pinfer.api.streams import event
-from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, text_of
+from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, is_whole, text_of
 
 KEPT_MAX = 256
 """Conversations that ``previous_response_id`` can go on from; the oldest make room."""
@@ -247,6 +247,9 @@ def _logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+_ARGUMENTS = "response.function_call_arguments"
+
+
 class ResponseWriter:
     """Writes an answer as items, with the events of OpenAI's order."""
 
@@ -290,16 +293,17 @@ class ResponseWriter:
                 yield from self._add("reasoning", text)
             case Said(_, text):
                 yield from self._add("message", text)
-            case Calls(choice, number, call):
-                known = tool_call(self._id, choice, number, call)["id"]
-                item = {"type": "function_call", "call_id": known, "name": call.name}
+            case CallOpens(choice, number, name):
+                known = call_id(self._id, choice, number)
+                item = {"type": "function_call", "call_id": known, "name": name}
                 yield from self._open({**item, "arguments": ""}, "fc")
-                self._output[-1]["arguments"] = call.arguments
-                arguments = "response.function_call_arguments"
-                yield self._event(f"{arguments}.delta", delta=call.arguments, **self._place())
+            case CallPiece(_, _, text):
+                self._output[-1]["arguments"] += text
+                yield self._event(f"{_ARGUMENTS}.delta", delta=text, **self._place())
+            case Calls(_, _, call):
                 whole = {"arguments": call.arguments, "name": call.name}
-                yield self._event(f"{arguments}.done", **whole, **self._place())
-                yield from self._close()
+                yield self._event(f"{_ARGUMENTS}.done", **whole, **self._place())
+                yield from self._close("completed" if is_whole(call.arguments) else "incomplete")
             case Finished():
                 yield from self._close()
                 yield self._finish(part)

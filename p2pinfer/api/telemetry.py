@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import Answer
-from p2pinfer.client.speech import Speech
+from p2pinfer.client.speech import Hearing
 from p2pinfer.core.errors import UserError
 from p2pinfer.logs import note
 
@@ -123,7 +123,7 @@ class _Made(NamedTuple):
     """One of a question's answers."""
 
     answer: Answer
-    speech: Speech | None
+    speech: Hearing | None
     finish: str
 
 
@@ -142,7 +142,7 @@ class Observed:
             self._first_at = self._telemetry.now()
             self._telemetry.first_token.record(self._first_at - self._began_at, self._about)
 
-    def finished(self, answer: Answer, speech: Speech | None, finish: str) -> None:
+    def finished(self, answer: Answer, speech: Hearing | None, finish: str) -> None:
         """Note an answer that is complete, what it is made of, and why it ended."""
         self._made.append(_Made(answer, speech, finish))
 

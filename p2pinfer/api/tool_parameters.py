@@ -37,9 +37,10 @@ def tools_of(body: Mapping[str, Any]) -> Tools | None:
     several = body.get("parallel_tool_calls")
     if several is not None and not isinstance(several, bool):
         raise invalid("parallel_tool_calls", "must be true or false")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice, offered = _allowed(choice, offered)
     if isinstance(choice, dict):
-        function = choice.get("function", choice)
-        name = function.get("name") if isinstance(function, dict) else None
+        name = _name_of(choice)
         offered = tuple(tool for tool in offered if tool.name == name)
         if not offered:
             raise invalid("tool_choice", "must name a function that is among the tools")
@@ -52,6 +53,24 @@ def tools_of(body: Mapping[str, Any]) -> Tools | None:
     if choice == "none" or not offered:
         return None
     return Tools(offered, must=must, several=several is not False)
+
+
+def _allowed(choice: dict[str, Any], offered: tuple[Tool, ...]) -> tuple[Any, tuple[Tool, ...]]:
+    """Return the choice among some of the tools, and these."""
+    allowed = choice.get("allowed_tools", choice)
+    listed = allowed.get("tools") if isinstance(allowed, dict) else None
+    if not isinstance(listed, list):
+        raise invalid("tool_choice.allowed_tools", "must have a mode, and a list of tools")
+    names = [_name_of(each) for each in listed]
+    found = tuple(tool for tool in offered if tool.name in names)
+    if len(found) < len(listed) or not found:
+        raise invalid("tool_choice.allowed_tools", "must name functions that are among the tools")
+    return allowed.get("mode", "auto"), found
+
+
+def _name_of(value: Any) -> Any:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 def _tool(value: Any, where: str) -> Tool:
@@ -131,6 +150,11 @@ def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
                 raise invalid(name, "must be true or false")
             options["enable_thinking"] = wanted
     effort = body.get("reasoning_effort")
+    for name in ("thinking", "reasoning"):
+        if (told := body.get(name)) is not None:
+            given = _thoughts(name, told)
+            effort = given.pop("effort", effort)
+            options |= given
     if effort is not None and not isinstance(effort, str):
         raise invalid("reasoning_effort", "must be a word such as none, low or high")
     if effort == "none":
@@ -138,6 +162,29 @@ def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
     elif effort:
         options.setdefault("reasoning_effort", effort)
     return options
+
+
+_NO_MATTER = {"budget_tokens", "exclude", "summary", "generate_summary"}
+"""Of how others are told to think: how much of it is shown, and the most that is to be paid for."""
+
+
+def _thoughts(name: str, told: Any) -> dict[str, Any]:
+    """Return what a request says of thinking in the words of DeepSeek or of OpenRouter."""
+    if not isinstance(told, dict):
+        raise invalid(name, "must be an object")
+    found: dict[str, Any] = {}
+    for key, value in told.items():
+        if key in _NO_MATTER or value is None:
+            continue
+        if key == "type" and value in ("enabled", "disabled", "adaptive"):
+            found["enable_thinking"] = value != "disabled"
+        elif key == "enabled" and isinstance(value, bool):
+            found["enable_thinking"] = value
+        elif key == "effort":
+            found["effort"] = value
+        else:
+            raise invalid(f"{name}.{key[:40]}", "is not known here, or not so")
+    return found
 
 
 def refuse_unless_alone(tools: Tools | None, *, is_grammar: bool) -> None:

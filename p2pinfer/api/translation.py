@@ -145,6 +145,15 @@ def object_of(arguments: str) -> dict[str, Any]:
     """Return a call's arguments as an object; what is none becomes one's only value."""
     try:
         value = json.loads(arguments)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError):
         value = arguments
     return value if isinstance(value, dict) else {"arguments": value}
+
+
+def is_whole(arguments: str) -> bool:
+    """Whether a call's arguments came to their end."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False

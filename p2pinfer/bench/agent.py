@@ -4,14 +4,16 @@ An agent sends everything that was said with each turn, so what matters is how m
 again. Each turn of the recording is asked in the sessions of one gateway. After some of them the
 same prompt is also read by a session that knows nothing, which gives the ratio. Another agent with
 the same tools begins while the first one's answer is still being made; then a peer is killed, and a
-third one begins. A stream that writes all the while says how long reading makes others wait.
+third one begins. A stream that writes all the while says how long reading makes others wait: in
+seconds, and in blocks of a prompt that are read between two of its tokens, which do not depend on
+what else the machine does.
 """
 
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -31,6 +33,7 @@ from p2pinfer.node.local_swarm import share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, for_model, open_client
 from peers.asking.drafts import alike
+from peers.asking.session import Session
 
 TURNS_MAX: Final = 20
 """Of the recording."""
@@ -88,6 +91,29 @@ class _Stream:
     """Somebody else's answers, and how long each of their tokens took."""
 
     gaps_s: list[float] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    """Of others' prompts, read before each of its tokens, while any are read."""
+    _read: int = 0
+    _is_reading: bool = False
+
+    @contextmanager
+    def beside(self, session: Session) -> Iterator[None]:
+        """Count the blocks that a session reads during the block."""
+        session.on_rows = self._count
+        self._read, self._is_reading = 0, True
+        try:
+            yield
+        finally:
+            self._is_reading = False
+            self.blocks.append(self._read)
+
+    def _count(self, *_: object) -> None:
+        self._read += 1
+
+    def _spoke(self) -> None:
+        if self._is_reading:
+            self.blocks.append(self._read)
+            self._read = 0
 
     async def run(self, client: Client, prompt: Sequence[int]) -> None:
         """Answer for ever."""
@@ -98,6 +124,7 @@ class _Stream:
                 tokens = session.generate(prompt, HOW.sampling, STREAM_TOKENS)
                 async with aclosing(tokens):
                     async for _ in tokens:
+                        self._spoke()
                         now = trio.current_time()
                         self.gaps_s += [] if last is None else [now - last]
                         last = now
@@ -153,7 +180,7 @@ async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
         nursery.start_soon(stream.run, client, asked)
         for turn, prompt in enumerate(prompts):
             if turn in {1, len(prompts) // 2, len(prompts) - 1}:
-                colds_s[turn] = await _cold_s(client, prompt)
+                colds_s[turn] = await _cold_s(client, prompt, stream)
             played.append(await _ask(swarm, prompt))
         nursery.cancel_scope.cancel()
     alone_s = statistics.median(stream.gaps_s)
@@ -180,6 +207,9 @@ async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
         "after_a_death_another_agent_read_tokens": late.prompt_tokens - late.reused_tokens,
         "stream_gap_max_s": round(max(stream.gaps_s), 3),
         "stream_gap_p50_s": round(alone_s, 4),
+        "stream_tokens_beside_reading": len(stream.blocks),
+        "blocks_read_between_tokens_max": max(stream.blocks),
+        "blocks_read_between_tokens_mean": round(statistics.mean(stream.blocks), 3),
     }
 
 
@@ -202,14 +232,15 @@ async def _ask(swarm: Swarm, prompt: Sequence[int]) -> Answer:
     return answer
 
 
-async def _cold_s(client: Client, prompt: Sequence[int]) -> float:
+async def _cold_s(client: Client, prompt: Sequence[int], stream: _Stream) -> float:
     """Return how long the first token takes in a session that holds nothing."""
     route = await client.find_route(lambda _: None)
     async with client.open_session(route) as session:
         since = trio.current_time()
-        async with aclosing(session.generate(prompt, HOW.sampling, 1)) as tokens:
-            async for _ in tokens:
-                break
+        with stream.beside(session):
+            async with aclosing(session.generate(prompt, HOW.sampling, 1)) as tokens:
+                async for _ in tokens:
+                    break
         return trio.current_time() - since
 
 

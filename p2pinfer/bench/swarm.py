@@ -101,7 +101,7 @@ def _command(model: PartsModel, machine: Machine, home: Path, number: int, room:
     memory = WORKER_BYTES + room * layer_bytes(model, machine)
     return [
         *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-        *["--no-mdns", "--no-dht"],
+        *["--no-mdns", "--no-dht", "--gpu", "off"],
         *["--model", model.id, "--network", NETWORK],
         *["--identity", str(home / f"identity-{number}"), "--memory", str(memory)],
         *["--sessions", str(machine.sessions), "--context", str(machine.context)],

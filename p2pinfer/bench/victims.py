@@ -93,7 +93,7 @@ class Victims:
             *["--no-mdns", "--no-dht"],
             *["--identity", str(self._home / f"identity-{number}")],
             *["--sessions", str(machine.sessions), "--context", str(machine.context)],
-            *["--threads", str(machine.threads or 1)],
+            *["--threads", str(machine.threads or 1), "--gpu", "off"],
         ]
         log = self._home / f"log-{number}"
         process = await self._nursery.start(run_peer, command, log, None)

@@ -181,7 +181,7 @@ async def _far_swarm(
                         *(["--bootstrap", *ways_in] if ways_in else []),
                         *["--identity", str(Path(home) / f"identity-{number}")],
                         *["--sessions", str(machine.sessions), "--context", str(machine.context)],
-                        *["--threads", str(machine.threads or 1)],
+                        *["--threads", str(machine.threads or 1), "--gpu", "off"],
                     ]
                     log = Path(home) / f"log-{number}"
                     process = await nursery.start(run_peer, command, log, None)

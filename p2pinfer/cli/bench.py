@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App
 
+from p2pinfer.cli.bench_learn import learn
+from p2pinfer.cli.bench_membership import membership
 from p2pinfer.cli.bench_storage import storage
-from p2pinfer.cli.options import SESSIONS_MAX, AsJson, Model, Peers, option
+from p2pinfer.cli.machine_options import SESSIONS_MAX
+from p2pinfer.cli.options import AsJson, Model, Peers, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.cli.sizes import check_range
 
@@ -30,6 +33,8 @@ OnlyCheats = Annotated[
     option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
 ]
 
+app.command(learn)
+app.command(membership)
 app.command(storage)
 
 

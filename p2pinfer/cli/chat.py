@@ -3,13 +3,12 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
     ANSWER,
-    MACHINE,
     REACH,
     AnswerFlags,
     AsJson,
-    MachineFlags,
     Model,
     Network,
     Peers,

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.ways import is_behind_relays
+from p2pinfer.engine.gpu import HOW_TO_GET, Gpu, Search
 from p2pinfer.engine.llama.memory import budget_bytes, mib
 from p2pinfer.engine.llama.probe_reports import (
     ProbeReport,
@@ -66,6 +67,9 @@ class Patient:
     memory_bytes: int | None
     slices: Path
     """The folder of its slices, which may be in subfolders."""
+    gpus: Search = field(default_factory=Search)
+    backends: tuple[str, ...] = ()
+    """The kinds of GPUs that its llama.cpp was compiled for."""
 
 
 async def examine(patient: Patient) -> list[Diagnosis]:
@@ -80,6 +84,7 @@ async def examine(patient: Patient) -> list[Diagnosis]:
     for model in dict.fromkeys(a.model for a in said):
         findings += coverage_findings([a for a in said if a.model == model], {*mine})
         findings += await _memory(patient, model)
+    findings += gpu_findings(patient.gpus, patient.backends, patient.machine.gpu)
     return findings + probe_findings(await trio.to_thread.run_sync(probe_reports, patient.slices))
 
 
@@ -233,6 +238,37 @@ def probe_findings(reports: Sequence[ProbeReport]) -> list[Diagnosis]:
     return found
 
 
+def gpu_findings(search: Search, backends: Sequence[str], used: Gpu | None) -> list[Diagnosis]:
+    """Report which GPUs were found, and why each is or is not used.
+
+    Args:
+        search: what was found.
+        backends: the kinds of GPUs that llama.cpp was compiled for.
+        used: the GPU that ``--gpu`` chooses.
+    """
+    if search.problem:
+        return [Diagnosis("gpu", False, f"no GPU is used: {search.problem}")]
+    if not backends:
+        text = f"no GPU is used: llama.cpp was compiled for CPUs alone; {HOW_TO_GET}"
+        return [Diagnosis("gpu", True, text)]
+    if not search.gpus:
+        kinds = " and ".join(backends)
+        text = f"no GPU is used: llama.cpp was compiled for {kinds}, and finds none: is a driver"
+        return [Diagnosis("gpu", True, f"{text} for it installed?")]
+    return [_gpu_finding(each, used) for each in search.gpus]
+
+
+def _gpu_finding(gpu: Gpu, used: Gpu | None) -> Diagnosis:
+    text = f"{gpu}, {mib(gpu.free_bytes)} of {mib(gpu.total_bytes)} free, driver {gpu.driver},"
+    if used and gpu.name == used.name:
+        text += " is used for layers that it computes exactly"
+        text += "" if gpu.is_named or used.is_named else ", where it is faster than the CPU"
+        return Diagnosis("gpu", True, text)
+    why = gpu.why_not or (f"{used.name} is" if used else "--gpu says off")
+    advice = f"; to use it all the same: --gpu {gpu.name}" if gpu.why_not else ""
+    return Diagnosis("gpu", True, f"{text} is not used: {why}{advice}")
+
+
 async def _memory(patient: Patient, model: ModelId) -> list[Diagnosis]:
     """Report whether a layer of a model fits."""
     look = patient.look
@@ -252,7 +288,7 @@ async def _memory(patient: Patient, model: ModelId) -> list[Diagnosis]:
         return [Diagnosis("parts", False, f"no peer sends the metadata of model {model[:12]}…")]
     except P2pinferError as error:
         return [Diagnosis("parts", False, str(error))]
-    return [_fits(opened, patient.machine, budget_bytes(patient.memory_bytes))]
+    return [_fits(opened, patient.machine, budget_bytes(patient.memory_bytes, patient.machine.gpu))]
 
 
 def _fits(model: PartsModel, machine: Machine, budget: int) -> Diagnosis:

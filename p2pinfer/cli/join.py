@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     RELAY,
+    SESSIONS_MAX,
     AsJson,
     Bootstrap,
-    MachineFlags,
     Memory,
     Network,
     Quota,
@@ -28,6 +28,7 @@ from p2pinfer.cli.space import parse_space
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.cli.announcement import JoinAnnouncer
@@ -92,6 +93,13 @@ KeepSpace = Annotated[
         " see: p2pinfer keep --help.",
     ),
 ]
+SessionsPerRequester = Annotated[
+    int,
+    option(
+        "sessions-per-requester",
+        "Sessions that one requester may have here at once, so that others find room.",
+    ),
+]
 
 
 def join(
@@ -117,6 +125,7 @@ def join(
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
     reach: ReachFlags = REACH,
+    sessions_per_requester: SessionsPerRequester = SESSIONS_PER_REQUESTER_DEFAULT,
     relay: RelayFlags = RELAY,
     machine: MachineFlags = MACHINE,
 ) -> None:
@@ -128,6 +137,7 @@ def join(
 
     limits = machine.machine()
     check_range("keep-layers", keep_layers, 0)
+    check_range("sessions-per-requester", sessions_per_requester, 1, SESSIONS_MAX)
     names: list[str | None] = [*dict.fromkeys(model)] or [reach.model(None)]
     if len(names) > 1:
         _check_several(layers, identity, listen, announce)
@@ -150,6 +160,7 @@ def join(
         transport=transport,
         only_idle=only_idle,
         keep_bytes=parse_space("keep-space", keep_space) if keep_space else 0,
+        sessions_per_requester=sessions_per_requester,
     )
     models = dict.fromkeys(name_model(name, store) if name else None for name in names)
     announcer = JoinAnnouncer(

@@ -1,34 +1,20 @@
-"""``p2pinfer key``: the key of a private network, and the keys that check what peers compute."""
+"""``p2pinfer model proof-key``, and ``p2pinfer key`` as earlier versions had it."""
 
 import json
 import secrets
 import time
-from pathlib import Path
 
 from cyclopts import App
 
+from p2pinfer.cli.network import key
 from p2pinfer.cli.options import AsJson, Bootstrap, Network, NetworkKey, ReachFlags
 from p2pinfer.cli.running import run_task
-from p2pinfer.core.errors import UserError
 from p2pinfer.logs import note
 
 app = App(name="key", help_format="plaintext")
 
 
-@app.command
-def new(file: Path, /) -> None:
-    """Create the key of a new private network, in a file that only its owner can read.
-
-    Parameters
-    ----------
-    file: Path
-        File to write; every peer of the network needs a copy.
-    """
-    from transports.secret import create_secret
-
-    if not create_secret(file):
-        raise UserError(f"{file} already exists: name another file")
-    print(file)
+app.command(key, name="new")
 
 
 @app.command
@@ -77,16 +63,16 @@ def proof(
 
         try:
             if ways_in:
-                key = await make_from_swarm(keys, store, found, now_s, ways_in, reach, tell)
+                made = await make_from_swarm(keys, store, found, now_s, ways_in, reach, tell)
             else:
-                key = await make_proof_key(keys, store, found, now_s, tell=tell)
+                made = await make_proof_key(keys, store, found, now_s, tell=tell)
         finally:
             shown()
         if as_json:
-            report = {"model": found.id, "layers": len(key.layers), "bytes": key.nbytes}
+            report = {"model": found.id, "layers": len(made.layers), "bytes": made.nbytes}
             print(json.dumps(report))
             return
-        print(f"proof key of {name}: {len(key.layers)} layers, {size_text(key.nbytes)}")
+        print(f"proof key of {name}: {len(made.layers)} layers, {size_text(made.nbytes)}")
         note("rows of its layers can now be checked here without holding them")
 
     run_task(make)

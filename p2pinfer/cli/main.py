@@ -103,9 +103,14 @@ COMMANDS = {
         ),
     ),
     "verify": (LOOK, "verify:app", "Check an answer's certificate or a fraud proof offline."),
+    "marked": (KEEP, "marked:marked", "Show the answers that you marked, or erase some."),
     "learn": (KEEP, "learn:learn", "Teach a model from your own lessons, on this machine."),
     "model": (KEEP, "model:app", "Add, list, check and remove models."),
-    "key": (KEEP, "key:app", "Create the key of a private network."),
+    "network": (
+        KEEP,
+        "network:app",
+        "Found a network, invite and expel members; or create the key of a private one.",
+    ),
     "config": (
         KEEP,
         "config:config",
@@ -136,7 +141,8 @@ RENAMED = {
     "doctor": ("peers:doctor", "peers --why"),
     "ps": ("status:ps", "status --open-sessions"),
     "ledger": ("status:ledger", "status --ledger"),
-    "network-key": ("key:new", "key new"),
+    "network-key": ("network:key", "network key"),
+    "key": ("key:app", "network key, or p2pinfer model proof-key"),
 }
 """Commands of earlier versions: they still work, and name their new spelling."""
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
 
+from p2pinfer.cli.key import proof
 from p2pinfer.cli.model_find import find
 from p2pinfer.cli.model_suggest import suggest
 from p2pinfer.cli.options import (
@@ -30,6 +32,7 @@ from p2pinfer.logs import note
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
+    from p2pinfer.node.learning_together import Ancestor
     from transports.base import Reach
 
 NAMED_MAX = 4
@@ -38,6 +41,7 @@ NAMED_MAX = 4
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 app.command(find)
 app.command(suggest)
+app.command(proof, name="proof-key")
 
 
 @app.command
@@ -137,6 +141,14 @@ def show(
     /,
     *,
     parts: Annotated[bool, option("parts", "Also list every part.", negative="")] = False,
+    lineage: Annotated[
+        bool,
+        option(
+            "lineage",
+            "Also show the rounds in which members taught it, as far as this machine took part.",
+            negative="",
+        ),
+    ] = False,
     bootstrap: Bootstrap = (),
     network: Network = "main",
     network_key: NetworkKey = None,
@@ -171,7 +183,8 @@ def show(
     ]
     safety = _safety(store, found, bootstrap, network, network_key)
     if as_json:
-        print(json.dumps({**_summary(found), "safety": safety, "parts": part_rows}))
+        rounds = {"lineage": [asdict(each) for each in _ancestors(found)]} if lineage else {}
+        print(json.dumps({**_summary(found), "safety": safety, **rounds, "parts": part_rows}))
         return
     print(f"model       {found.id}")
     print(f"name        {readable_name(found.name)}")
@@ -188,6 +201,9 @@ def show(
         print(f"elsewhere   {safety['words']}")
     for path in store.sources(found.parts):
         print(f"served from {path}{'' if path.is_file() else ', which is gone'}")
+    for each in _ancestors(found) if lineage else ():
+        signed = f"{each.signed} of {len(each.members)} members signed"
+        print(f"round {each.round:<5} {each.child[:12]}… from {each.parent[:12]}…, {signed}")
     if not parts:
         return
     print("part          bytes        here")
@@ -319,6 +335,13 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
         print(f"removed {readable_name(found.name)}, freeing {size_text(freed)}")
+
+
+def _ancestors(found: "Manifest") -> "list[Ancestor]":
+    """Return the rounds that led to a model, the latest first."""
+    from p2pinfer.node.learning_together import lineage
+
+    return lineage(found.id)
 
 
 def _safety(

@@ -30,7 +30,7 @@ def suggest(
     Those that fit come first, the largest first, then those that need more. Models that are here
     are computed from their files; of the others, sizes are rounded.
     """
-    from p2pinfer.cli.options import SESSIONS_MAX
+    from p2pinfer.cli.machine_options import SESSIONS_MAX
     from p2pinfer.core.checks import POSITIONS_MAX
     from p2pinfer.engine.llama.memory import budget_bytes
     from p2pinfer.node.pooling import PUBLISHED, PUBLISHED_SOURCE, Pool

@@ -13,11 +13,7 @@ from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
-    CONTEXT_DEFAULT,
-    LONG_CONTEXT_DEFAULT,
     PROOF_RATE_DEFAULT,
-    ROWS_PER_DECODE_MAX,
-    SESSIONS_DEFAULT,
 )
 from p2pinfer.logs import Format, Level
 
@@ -27,14 +23,10 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.gguf.sampling_advice import Advice
     from p2pinfer.node.invitation import Invitation
-    from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
 INVITED = "P2PINFER:"
 """How an invitation begins; what reads the rest is loaded by the commands that need it."""
-
-SESSIONS_MAX = ROWS_PER_DECODE_MAX
-"""Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
 
 _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 """Options that are fields of ``Sampling``."""
@@ -62,7 +54,10 @@ SwarmModel = Annotated[
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
     Path | None,
-    option("network-key", "File with a private network's key (see: p2pinfer key new)."),
+    option(
+        "network-key",
+        "File with a private network's key, or of a network of founders (see: p2pinfer network).",
+    ),
 ]
 
 
@@ -106,13 +101,14 @@ class ReachFlags:
         Raises:
             UserError: the flags cannot be used.
         """
-        from p2pinfer.node.swarm_connection import reach_of
-        from transports.secret import read_network_key
+        from p2pinfer.node.swarm_connection import reach_of, read_key
 
-        key = read_network_key(self.network_key) if self.network_key else None
+        key, members = None, None
+        if self.network_key:
+            network, key, members = read_key(self.network_key, network)
         if invited := self.invited():
             network, key = _network_of(invited, network, key)
-        return reach_of(network, key, self.mdns, self.dht, named)
+        return reach_of(network, key, self.mdns, self.dht, named, members)
 
     @property
     def says_where(self) -> bool:
@@ -270,43 +266,6 @@ class LogFlags:
         logs.begin(self.log_level, self.log_format, self.log_file)
 
 
-_LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
-_CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class MachineFlags:
-    """How much of this machine may be used."""
-
-    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[int | None, option("context", _CONTEXT)] = None
-    threads: Annotated[
-        int | None,
-        option(
-            "threads",
-            "Threads of an engine, at most one per usable core. If omitted: as many as make it"
-            " faster here, which is measured once; the engines of a machine share its cores.",
-        ),
-    ] = None
-
-    def machine(self) -> "Machine":
-        """Return these flags as a Machine; raises UserError."""
-        from p2pinfer.core.checks import POSITIONS_MAX
-        from p2pinfer.engine.cores import usable_cores
-        from p2pinfer.node.requester import Machine
-
-        check_range("sessions", self.sessions, 1, SESSIONS_MAX)
-        if self.context is not None:
-            check_range("context", self.context, 1, POSITIONS_MAX)
-        if self.threads is not None:
-            check_range("threads", self.threads, 1, usable_cores())  # more would only spin
-        if self.context is None:
-            usual, longest = CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
-            return Machine(self.sessions, usual, self.threads, longest)
-        return Machine(self.sessions, self.context, self.threads)
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class AnswerFlags:
@@ -414,7 +373,7 @@ class AnswerFlags:
         option(
             "proof-rate",
             "Share of stages, 0 to 1, that must also open rows, which this machine checks with its"
-            " proof key (p2pinfer key proof).",
+            " proof key (p2pinfer model proof-key).",
         ),
     ] = PROOF_RATE_DEFAULT
     sponsor: Annotated[
@@ -494,7 +453,6 @@ class AnswerFlags:
 
 
 LOG = LogFlags()
-MACHINE = MachineFlags()
 REACH = ReachFlags()
 RELAY = RelayFlags()
 ANSWER = AnswerFlags()

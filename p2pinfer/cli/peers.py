@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     AsJson,
-    MachineFlags,
     Memory,
     Network,
     ReachFlags,
@@ -118,7 +117,7 @@ def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None
         width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
         some = [row for row in rows if row.said.model == model]
         console.print(table(some, width))
-        for line in detours(some):
+        for line in (*detours(some), *odds(some)):
             console.print(line, soft_wrap=True)
     note(WORDS if rows else "no peer advertises anything")
     sys.stdout.flush()
@@ -147,6 +146,22 @@ def detours(rows: "Sequence[ObservedPeer]") -> list[str]:
         if row.way not in ("", DIRECTLY, NOT_AT_ALL):
             found.setdefault(row.way, []).append(f"…{row.said.peer[-6:]}")
     return [f"reached {way}: {', '.join(peers)}" for way, peers in sorted(found.items())]
+
+
+def odds(rows: "Sequence[ObservedPeer]") -> list[str]:
+    """Return lines for each peer that was to open rows: what that tells, and why it did not."""
+    found = []
+    for row in rows:
+        name, proved = f"…{row.said.peer[-6:]}", row.proved
+        if proved and proved.rows:
+            found.append(
+                f"{name}: of the {proved.of_rows:,} rows that it computed in checked answers,"
+                f" {proved.rows:,} were opened to this machine and every step of them held; were a"
+                f" tenth of its rows false, it had been caught with {100 * proved.chance:.0f} %"
+            )
+        if proved and proved.why_not:
+            found.append(f"{name} was not proved the last time: {proved.why_not}")
+    return found
 
 
 def _state(said: "Advertisement") -> str:
@@ -196,6 +211,7 @@ def doctor(
 ) -> None:
     """Say in plain words why this machine is or is not serving."""
     from p2pinfer.cli.doctor import Patient, examine
+    from p2pinfer.engine.llama.devices import backends, search
     from p2pinfer.node.local_peers import peers_here, ways_in
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.observer import open_look
@@ -210,7 +226,9 @@ def doctor(
 
     async def run() -> None:
         async with open_look(ways, way) as look:
-            patient = Patient(look, here, store, limits, memory_bytes, cache_dir())
+            patient = Patient(
+                look, here, store, limits, memory_bytes, cache_dir(), search(), backends()
+            )
             findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)
         if as_json:

@@ -21,6 +21,7 @@ from p2pinfer.core.errors import P2pinferError, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.template import Message
+from p2pinfer.node.marked import mark
 from p2pinfer.node.requester import Client
 
 SAVED_BYTES_MAX = 8_000_000
@@ -30,6 +31,8 @@ COMMANDS = {
     "/route": "show which peer ran which layers (1:10 is layers 1 to 9, counted from 0)",
     "/verify": "show all that was checked of the last answer",
     "/retry": "ask the last question again",
+    "/good": "mark the last answer as good: it is kept here, to learn from",
+    "/mend TEXT": "say what the last answer should have been; kept here, to learn from",
     "/save FILE": "save the conversation",
     "/load FILE": "load a saved conversation",
     "/system TEXT": "set the system message (empty text clears it)",
@@ -92,6 +95,10 @@ class Repl:
                 case "/system":
                     self._conversation.messages = with_system(self._conversation.messages, rest)
                     say(_(f"The system message is {'set' if rest else 'cleared'}."))
+                case "/good":
+                    self._mark()
+                case "/mend":
+                    self._mark(rest)
                 case "/save":
                     save(self._conversation.messages, rest)
                     say(_("Saved to {0}.", rest))
@@ -137,6 +144,22 @@ class Repl:
             return ""
         except EOFError:
             return "/quit"
+
+    def _mark(self, instead: str | None = None) -> None:
+        """Keep the last answer as a lesson, or what it should have been; raises UserError."""
+        messages = self._conversation.messages
+        if not messages or messages[-1]["role"] != "assistant":
+            raise UserError("there is no answer yet to mark")
+        if instead is not None:
+            if not instead:
+                raise UserError("say what the answer should have been: /mend TEXT")
+            messages = [*messages[:-1], {"role": "assistant", "content": instead}]
+        try:
+            count = mark(messages)
+        except OSError as error:
+            raise UserError(f"cannot keep the answer: {error.strerror}") from error
+        self._conversation.messages = messages
+        say(self._words("Kept on this machine, {0} in all; p2pinfer marked shows them.", count))
 
     async def _retry(self) -> None:
         messages = self._conversation.messages

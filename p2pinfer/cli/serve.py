@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.machine_options import MachineFlags
 from p2pinfer.cli.options import (
     ANSWER,
     REACH,
     AnswerFlags,
     AsJson,
-    MachineFlags,
     Network,
     ReachFlags,
     SwarmModel,

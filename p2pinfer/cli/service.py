@@ -68,7 +68,7 @@ def _join(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     parse(["join", *options])
     settings = [*settings_of(CONFIG.seen["join",]), *settings_of(CONFIG.seen[()])]
     names = [str(each.where) for each in settings if each.source == "environment"]
-    names += ["P2PINFER_HOME", "P2PINFER_CONFIG"]
+    names += ["P2PINFER_HOME", "P2PINFER_CONFIG", "P2PINFER_LLAMA"]
     variables = {name: os.environ[name] for name in names if name in os.environ}
     script = Path(sys.executable).with_name("p2pinfer")
     program = [str(script)] if script.exists() else python_command("p2pinfer")

@@ -1,15 +1,17 @@
 """``p2pinfer status``: what this machine does for its swarm, and peers for each other."""
 
+import csv
 import json
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from attrs import asdict
 
 from p2pinfer.cli.options import AsJson, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import PeerId
 from p2pinfer.logs import note
 
 RATE_S = 0.5
@@ -34,13 +36,23 @@ def status(
     by_peer: Annotated[
         bool, option("ledger", "Show the work done for each peer and by each peer.", negative="")
     ] = False,
+    export_as: Annotated[
+        Literal["csv", "jsonl"] | None,
+        option(
+            "export",
+            "Print the ledger for other programs: csv by day and peer, jsonl with all statements.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what each p2pinfer process on this machine does, and the ledger's totals."""
     from p2pinfer.node.ledger_db import open_books
 
-    if open_sessions and by_peer:
-        raise UserError("choose one of --open-sessions and --ledger")
+    if bool(export_as) + open_sessions + by_peer > 1:
+        raise UserError("choose one of --open-sessions, --ledger and --export")
+    if export_as:
+        export(open_books().export(), export_as)
+        return
     if open_sessions:
         ps(as_json=as_json)
         return
@@ -100,19 +112,48 @@ def ledger(*, as_json: AsJson = False) -> None:
         peers = [asdict(each) for each in found]
         print(json.dumps({"served": served, "used": used, "peers": peers, "credit": report}))
         return
-    signed = {each["peer"]: each for each in report["peers"]}
+    layer_rows = {each.peer: (each.served, each.used) for each in found}
     print(f"{'peer':<52} {'served':>14} {'used':>14} {'it signed':>12} {'we signed':>12}")
-    for each in found:
-        words = signed[each.peer]
-        theirs, ours = (words[name] / 1000 for name in ("signed_by_it", "signed_to_it"))
-        line = f"{each.peer:<52} {each.served:>14,} {each.used:>14,}"
-        print(f"{line} {theirs:>12,.1f} {ours:>12,.1f}")
+    signed = {each["peer"]: each for each in report["peers"]}
+    for peer in dict.fromkeys([*layer_rows, *signed]):
+        done, had = layer_rows.get(PeerId(peer), (0, 0))
+        words = signed.get(peer, {})
+        theirs, ours = (words.get(name, 0) / 1000 for name in ("signed_by_it", "signed_to_it"))
+        agreed = " agreed" if words.get("agreed") else ""
+        print(f"{peer:<52} {done:>14,} {had:>14,} {theirs:>12,.1f} {ours:>12,.1f}{agreed}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
+    for line in _parts_and_space(report["peers"]):
+        print(line)
     note(
         "served and used are layer-rows: a layer-row is one token through one layer. Signed is how"
         " much of it the user has put its name to, in gigabyte-rows: one token through a gigabyte"
-        " of weights"
+        " of weights. It counts parts of models and kept shares, too. Agreed: the peer has"
+        " countersigned what we signed"
     )
+
+
+def _parts_and_space(peers: Iterable[Status]) -> Iterable[str]:
+    """Yield a line for parts of models and one for kept shares, where there were any."""
+    sums = [each["amounts"] for each in peers]
+    for name, unit, what in (
+        ("sent", "GB", "parts of models"),
+        ("kept", "GB days", "shares of models kept"),
+    ):
+        given, had = (sum(each[side][name] for each in sums) / 1000 for side in ("given", "had"))
+        if given or had:
+            yield f"{what:<52} {given:>11,.1f} {unit} for others, {had:,.1f} {unit} by others"
+
+
+def export(rows: Iterable[Status], kind: Literal["csv", "jsonl"]) -> None:
+    """Print the ledger: a line of JSON for each day and peer, and statement; or days as CSV."""
+    if kind == "jsonl":
+        for each in rows:
+            print(json.dumps(each))
+        return
+    amounts = [f"{side}_{name}" for side in ("given", "had") for name in ("work", "sent", "kept")]
+    table = csv.DictWriter(sys.stdout, ["day", "peer", *amounts], extrasaction="ignore")
+    table.writeheader()
+    table.writerows(each for each in rows if each["kind"] == "day")
 
 
 def look() -> list[Status]:

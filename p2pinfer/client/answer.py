@@ -14,7 +14,7 @@ from p2pinfer.core.messages import Hop
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.text import TextStream
 from p2pinfer.core.trust import Trust
-from p2pinfer.engine.base import Candidate
+from p2pinfer.engine.base import Candidate, Scores
 from p2pinfer.node.requester import Client
 from peers.asking.session import Session, Token
 
@@ -41,7 +41,7 @@ class Scored:
     """As of ``NextToken``: the drawn one, then the likeliest."""
 
 
-_UNTOLD = ("spoken", "stream", "scores", "certificate", "read")
+_UNTOLD = ("spoken", "stream", "scores", "prompt_scores", "certificate", "read")
 """Of an answer: for programs that ask for them, or for nobody."""
 
 
@@ -76,6 +76,9 @@ class Answer:
     """How many of the prompt's tokens, and then of the answer's, all stages have run so far."""
     scores: list[Scored] = field(default_factory=list, repr=False)
     """Of each token but the one that ended it, where ``Sampling.top_logprobs`` asks for them."""
+    prompt_scores: Scores = field(default=(), repr=False)
+    """Of its prompt's tokens from the second on, where ``Sampling.prompt_logprobs`` asks for
+    them; they are there with the first token."""
     certificate: bytes | None = field(default=None, repr=False)
     """Its certificate's file, where its receipts join up."""
 
@@ -180,6 +183,7 @@ class AnswerWriter:
     def take(self, token: Token) -> str:
         """Return the text that a token makes certain; empty where it makes none, or ends it."""
         answer, stream = self._answer, self._stream
+        self._note_scores()
         answer.tokens += 1
         answer.spoken.append(token.id)
         answer.route = route_of(self._session.route)  # others may have taken places in it
@@ -205,10 +209,15 @@ class AnswerWriter:
 
     def end(self) -> str:
         """Return what was held back, and note how the answer ended."""
+        self._note_scores()
         self._answer.finish = "stop" if self.is_over else "length"
         text = self._stream.end()
         self._answer.text += text
         return text
+
+    def _note_scores(self) -> None:
+        if not self._before:
+            self._answer.prompt_scores = self._session.scores
 
     def _measure(self) -> None:
         answer, now = self._answer, self._now()

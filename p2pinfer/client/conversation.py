@@ -5,6 +5,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from p2pinfer.client.answer import NOTHING_CHECKED, Answer, ChatOptions
+from p2pinfer.client.harmony import ChannelsText
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.errors import NotVerified, PromptTooLong, UserError
 from p2pinfer.engine.template import Message
@@ -41,7 +42,7 @@ class Conversation:
             NotVerified: what was checked of the answer did not hold, and it was to.
         """
         messages = [*self.messages, {"role": "user", "content": question}]
-        answer = Answer()
+        answer, channels = Answer(), ChannelsText() if self._swarm.dialect.in_channels else None
         try:
             how = self._options
             prompt = await self._swarm.prompt_of(
@@ -49,12 +50,15 @@ class Conversation:
             )
             async with aclosing(self._swarm.answer(prompt, self._options, answer)) as pieces:
                 async for piece in pieces:
-                    show(piece)
+                    show(channels.feed(piece) if channels else piece)
+            if channels:
+                show(channels.end())
         except PromptTooLong as error:
             raise UserError(f"{error}, or give the session more room with --context") from error
         finally:
             if answer.text:
-                self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+                said = channels.words if channels else answer.text
+                self.messages = [*messages, {"role": "assistant", "content": said}]
         if self._options.certificate:
             if answer.certificate is None:
                 raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)

@@ -41,8 +41,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.template import Message, read_template
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
-from p2pinfer.node.swarm_connection import reach_of
-from transports.secret import read_network_key
+from p2pinfer.node.swarm_connection import reach_of, read_key
 
 T = TypeVar("T")
 
@@ -102,8 +101,10 @@ class connect:  # noqa: N801 -- used like a function
                 raise UserError(f"{name} must be from 0 to 1, and not {rate}")
         # A whole 0 would be refused where answers are examined.
         self._audit_rate, self._proof_rate = float(audit_rate), float(proof_rate)
-        key = read_network_key(Path(network_key)) if network_key else None
-        reach = reach_of(network, key, mdns, dht, bootstrap)
+        key, members = None, None
+        if network_key:
+            network, key, members = read_key(Path(network_key), network)
+        reach = reach_of(network, key, mdns, dht, bootstrap, members)
         self._model, self._sessions = model, sessions
         self._sponsored, self._drafts = sponsored, drafts
         self._draft_model = draft_model

@@ -10,6 +10,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +24,19 @@ from p2pinfer.client.grammars import (
     Thoughts,
     with_thoughts,
 )
+from p2pinfer.client.harmony import (
+    ANSWER_BEGINS,
+    EFFORTS,
+    NO_THOUGHTS,
+    ChannelsText,
+    arranged,
+    channels_grammar,
+)
 from p2pinfer.client.session_pool import SessionPool
-from p2pinfer.client.tool_calls import Tool, as_text, knows_tools
+from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
-from p2pinfer.engine.special_tokens import Spellings
+from p2pinfer.engine.special_tokens import CALL_MARKS, Spellings
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
@@ -49,6 +58,7 @@ class Swarm:
         self.client, self.pool = client, pool
         self._source = chat_template or client.model.info.chat_template
         self._template: ChatTemplate | None = None
+        self._marks: dict[str, int] | None = None
 
     @property
     def model_name(self) -> str:
@@ -66,6 +76,8 @@ class Swarm:
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message, piece by piece.
+
+        What it thinks stands between ``<think>`` and ``</think>``.
 
         Args:
             messages: the conversation so far: ``role`` and ``content`` of each message.
@@ -86,10 +98,13 @@ class Swarm:
             sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
         prompt = await self.prompt_of(advice.with_system(messages), parse_special=parse_special)
         how = ChatOptions(sampling, max_tokens, None, stops)
+        channels = ChannelsText() if self.dialect.in_channels else None
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:
-                if piece:
-                    yield piece
+                if text := channels.feed(piece) if channels else piece:
+                    yield text
+        if channels and (text := channels.end()):
+            yield text
 
     def check_chat(self) -> None:
         """Raise BrokenTemplate where questions can only be asked as completions."""
@@ -121,6 +136,11 @@ class Swarm:
         """The Jinja that makes a prompt of messages."""
         return self._source or ""
 
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model writes calls, as far as its template tells."""
+        return dialect_of(self.template)
+
     async def render(
         self,
         messages: Sequence[Message],
@@ -144,6 +164,10 @@ class Swarm:
         self._check_text("".join(each["content"] for each in messages))
         if not knows_tools(self.template):
             messages, tools = as_text(messages, tools), ()
+        elif self.dialect.in_channels:
+            messages = arranged(messages)
+            if (effort := options.get("reasoning_effort")) in EFFORTS:
+                options = {**options, "reasoning_effort": EFFORTS[effort]}
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
@@ -158,6 +182,8 @@ class Swarm:
 
     def _without_thoughts(self, prompt: Prompt) -> Prompt:
         """Return a prompt that ends what the model would think before it answers."""
+        if self.dialect.in_channels:
+            return replace(prompt, text=f"{prompt.text}{NO_THOUGHTS}")
         if self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN:
             return replace(prompt, text=f"{prompt.text.rstrip()}\n\n{THOUGHTS_END}\n\n")
         return prompt
@@ -166,7 +192,10 @@ class Swarm:
         """Return a prompt whose answer begins with these words already: nothing is thought."""
         if not words:
             return prompt
-        prompt = self._without_thoughts(prompt)
+        if self.dialect.in_channels:
+            prompt = replace(prompt, text=f"{prompt.text}{ANSWER_BEGINS}")
+        else:
+            prompt = self._without_thoughts(prompt)
         special = await self.client.ends.special_tokens()
         found = Spellings(special.control).find(words)
         literal = [len(prompt.text) + at for at, _ in found]
@@ -180,6 +209,20 @@ class Swarm:
             return Thoughts.ARE_BEGUN
         is_over = prompt.rstrip().endswith(THOUGHTS_END)
         return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def call_marks(self) -> dict[str, int]:
+        """Return what calls are written with that are control tokens, and which."""
+        if self._marks is None:
+            ends = self.client.ends
+            control = {*(await ends.special_tokens()).control}
+            marks = [mark for mark in CALL_MARKS if mark in control]
+            self._marks = {mark: (await ends.tokenize(mark, special=True))[-1] for mark in marks}
+        return self._marks
+
+    async def channels_grammar(self, shape: Shape | None, tools: Tools | None) -> str:
+        """Return the grammar of an answer in channels; raises UserError for a bad one."""
+        held = await self.grammar_of(shape) if shape else None
+        return await self.client.ends.read_grammar(channels_grammar(held, tools))
 
     async def grammar_of(self, shape: Shape, thoughts: Thoughts = Thoughts.NONE) -> str:
         """Return the grammar that holds an answer to a shape; raises UserError for a bad one."""

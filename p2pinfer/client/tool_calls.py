@@ -8,10 +8,23 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
+from p2pinfer.client.call_reading import (
+    CALL_BEGIN,
+    CALL_END,
+    SEP,
+    GrowingText,
+    Reading,
+    Schemas,
+    read_deepseek,
+    read_mistral,
+    read_objects,
+    read_phi,
+)
 from p2pinfer.client.grammars import WHITE_SPACE, Shape, json_rule
-from p2pinfer.client.xml_calls import argument_rules, read_functions, typed
+from p2pinfer.client.xml_calls import argument_rules, read_functions
 from p2pinfer.engine.template import Message
 
 
@@ -36,13 +49,16 @@ class Tool:
         return {"type": "function", "function": function}
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of a tool."""
+class Reader(Protocol):
+    """Reads calls in a text that still grows."""
 
-    name: str
-    arguments: str
-    """A JSON object, as text."""
+    def __call__(self, source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
+        """Tell calls until something else follows; ``known``: of what is offered alone.
+
+        Raises:
+            NotACall: something that is none began like one; what was not dropped is text.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,29 +66,21 @@ class Dialect:
     """How a family of models writes calls."""
 
     begin: str
-    """Comes before a call; where it is empty, a call is the whole answer."""
+    """Comes before a call, or before all of them; where it is empty, they are the whole answer."""
     end: str
-    read: Callable[[str], list[ToolCall]]
-    """Returns the calls in what stands between the two; none where it is not one."""
+    read: Reader
+    """Reads the calls in what stands between the two."""
     body: tuple[str, str, str]
     """What one call is written as: before its name, before its arguments, and behind them."""
     around: tuple[str, str, str] = ("", "\n", "")
     """Before all calls, between two of them, and behind them."""
     is_xml: bool = False
     """Arguments stand one by one between marks, and are not a JSON object."""
-    begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
+    in_channels: bool = False
+    """All that is said is in channels, as ``client.harmony`` has it."""
+    begins: Callable[[str, Sequence[str]], bool | None] | None = None
     """Says whether an answer that begins so, with no space before it, is a call to one of the
-    named; None where that is not certain yet."""
-
-    def calls(self, text: str, tools: Sequence[Tool]) -> list[ToolCall]:
-        """Return the calls of these tools in what stands between the marks, as ``read`` does."""
-        if not self.is_xml:
-            return self.read(text)
-        schemas = {tool.name: tool.parameters for tool in tools}
-        return [
-            ToolCall(name, typed(values, schemas.get(name, {})))
-            for name, values in read_functions(text)
-        ]
+    named, without its mark; None where that is not certain yet. Not there: none ever is."""
 
 
 @dataclass(frozen=True)
@@ -89,80 +97,14 @@ class Tools:
         """What they are called."""
         return tuple(tool.name for tool in self.offered)
 
-
-def _object_call(value: Any) -> ToolCall | None:
-    """Return the call that a JSON object is."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(value["name"], arguments)
-
-
-def _json_calls(text: str) -> list[ToolCall]:
-    """Read objects, or lists of them, one behind the other."""
-    calls: list[ToolCall] = []
-    decoder, at = json.JSONDecoder(), 0
-    while rest := text[at:].lstrip(" \t\r\n;,"):
-        at = len(text) - len(rest)
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return []
-        for each in value if isinstance(value, list) else [value]:
-            call = _object_call(each)
-            if call is None:
-                return []
-            calls.append(call)
-    return calls
-
-
-_NAMED = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)(?:\[ARGS\])?\s*(?=\{)")
-
-
-def _mistral_calls(text: str) -> list[ToolCall]:
-    """Read a list of objects, or names with their arguments behind them."""
-    if calls := _json_calls(text.strip().removeprefix("[TOOL_CALLS]")):
-        return calls
-    decoder, at = json.JSONDecoder(), 0
-    while named := _NAMED.match(text, at):
-        try:
-            value, at = decoder.raw_decode(text, named.end())
-        except (ValueError, RecursionError):
-            return []
-        calls.append(ToolCall(named[1], json.dumps(value, ensure_ascii=False)))
-    return calls if not text[at:].strip() else []
-
-
-_SEP, _CALL_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001 -- DeepSeek's own characters
-_CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
-_DEEPSEEK = re.compile(
-    rf"\s*{_CALL_BEGIN}(?:function{_SEP})?([\w.-]+)(?:\n```json\n|{_SEP})(.*?)(?:\n```)?{_CALL_END}",
-    re.DOTALL,
-)
-
-
-def _deepseek_calls(text: str) -> list[ToolCall]:
-    calls = []
-    for name, arguments in _DEEPSEEK.findall(text):
-        try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
-            return []
-        calls.append(ToolCall(name, arguments))
-    return calls
+    @property
+    def schemas(self) -> Schemas:
+        """What each takes."""
+        return {tool.name: tool.parameters for tool in self.offered}
 
 
 def _begins_object(text: str, _: Sequence[str]) -> bool:
     return text[0] == "{"
-
-
-def _phi_calls(text: str) -> list[ToolCall]:
-    """Read objects, or a list of them; the marks around them may be no text."""
-    return _json_calls(text.strip().removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
 
 
 def _begins_phi(text: str, _: Sequence[str]) -> bool | None:
@@ -184,45 +126,58 @@ _OBJECT = ('{"name": "', '", "arguments": ', "}")
 HERMES = Dialect(
     "<tool_call>",
     "</tool_call>",
-    _json_calls,
+    read_objects,
     ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>"),
 )
 QWEN_CODER = Dialect(
     "<tool_call>",
     "</tool_call>",
-    lambda text: [ToolCall(name, typed(values, {})) for name, values in read_functions(text)],
+    read_functions,
     ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
     is_xml=True,
 )
 LLAMA = Dialect(
     "",
     "",
-    _json_calls,
+    read_objects,
     (_OBJECT[0], '", "parameters": ', "}"),
     ("", "; ", ""),
     begins=_begins_object,
 )
-PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
+_PHI = ("<|tool_call|>", "<|/tool_call|>")
+PHI = Dialect(*_PHI, read_phi, _OBJECT, (f"{_PHI[0]}[", ", ", f"]{_PHI[1]}"), begins=_begins_phi)
 NEMOTRON = Dialect(
-    "<TOOLCALL>", "</TOOLCALL>", _json_calls, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
+    "<TOOLCALL>", "</TOOLCALL>", read_objects, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
 )
-MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_mistral)
+_MISTRAL = "[TOOL_CALLS]"
+MISTRAL = Dialect(
+    _MISTRAL, "", read_mistral, _OBJECT, (f"{_MISTRAL}[", ", ", "]"), begins=_begins_mistral
+)
+MISTRAL_NAMED = Dialect(
+    _MISTRAL, "", read_mistral, (_MISTRAL, "[ARGS]", ""), ("", "", ""), begins=_begins_mistral
+)
 _CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
 DEEPSEEK = Dialect(
     *_CALLS,
-    _deepseek_calls,
-    (f"{_CALL_BEGIN}function{_SEP}", "\n```json\n", f"\n```{_CALL_END}"),
+    read_deepseek,
+    (f"{CALL_BEGIN}function{SEP}", "\n```json\n", f"\n```{CALL_END}"),
     (_CALLS[0], "\n", _CALLS[1]),
 )
 DEEPSEEK_PLAIN = Dialect(
     *_CALLS,
-    _deepseek_calls,
-    (_CALL_BEGIN, _SEP, _CALL_END),
+    read_deepseek,
+    (CALL_BEGIN, SEP, CALL_END),
     (_CALLS[0], "", _CALLS[1]),
 )
+HARMONY = Dialect("", "", read_objects, ("", "", ""), in_channels=True)
 
 
-_BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
+_BY_MARK = {
+    "[ARGS]": MISTRAL_NAMED,
+    _MISTRAL: MISTRAL,
+    "<|tool_call|>": PHI,
+    "<TOOLCALL>": NEMOTRON,
+}
 
 
 def knows_tools(template: str) -> bool:
@@ -232,6 +187,8 @@ def knows_tools(template: str) -> bool:
 
 def dialect_of(template: str) -> Dialect:
     """Return how a model with such a template writes calls."""
+    if "<|channel|>" in template and "<|message|>" in template:
+        return HARMONY
     if "<function=" in template and "<parameter=" in template:
         return QWEN_CODER
     if "<tool_call>" in template or not knows_tools(template):
@@ -239,49 +196,77 @@ def dialect_of(template: str) -> Dialect:
     for mark, dialect in _BY_MARK.items():
         if mark in template:
             return dialect
-    if _CALL_BEGIN in template:
+    if CALL_BEGIN in template:
         return DEEPSEEK if "```json" in template else DEEPSEEK_PLAIN
     if "<|python_tag|>" in template or '"parameters"' in template:
         return LLAMA
     return HERMES
 
 
-def calls_shape(tools: Tools, dialect: Dialect, instead: Shape | None = None) -> Shape | None:
+def calls_shape(
+    tools: Tools,
+    dialect: Dialect,
+    instead: Shape | None = None,
+    marks: Mapping[str, int] = MappingProxyType({}),
+) -> Shape:
     """Hold an answer to its calls: their names, and arguments that fit their schemas.
 
     Where a model need not call, what it says otherwise is free; or it is as ``instead`` has it.
-    Nothing is held to where calls have no mark of their own and may be missing.
+    ``marks``: what spells a control token in the vocabulary, and which.
     """
-    lead, between, tail = map(json.dumps, dialect.around)
+    rules = [*_call_rules(tools, dialect, marks)]
+    lead, between, tail = (_spelled(each, marks) for each in dialect.around)
     several = f" ({between} call)*" if tools.several else ""
     calls = f"calls: {lead} call{several} {tail}"
     if tools.must:
-        return Shape("\n".join(["start: calls", calls, *_call_rules(tools, dialect)]))
+        return Shape("\n".join(["start: calls", calls, *rules]))
     if instead:
         or_else = instead.grammar.replace("start:", "start: calls |", 1)
-        return Shape("\n".join([or_else, calls, *_call_rules(tools, dialect)]))
-    if not dialect.begin or dialect.around[0]:
-        return None
-    rules = [
-        f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}",
-        "rest: TEXT",
-        f"mark[lazy]: TEXT {json.dumps(dialect.begin)}",
-        r"TEXT: /(.|\n)*/",
+        return Shape("\n".join([or_else, calls, *rules]))
+    if not dialect.begin:  # what begins like a call to one of them is one
+        names = "|".join(re.escape(tool.name).replace("/", r"\/") for tool in tools.offered)
+        begun = f'{re.escape(dialect.body[0])}({names})"(.|\\n)*'
+        words = rf"WORDS: /(.|\n)*/ & ~/{begun}/"
+        return Shape("\n".join(["start: calls | WORDS", words, calls, *rules]))
+    begin, space = dialect.begin, f"/{WHITE_SPACE}/"  # as some leave out the new line
+    mark = f"mark[lazy]: TEXT {json.dumps(begin, ensure_ascii=False)}"
+    if begin in marks:
+        mark = f"mark: TEXT <[{marks[begin]}]>"
+    if dialect.around[0]:
+        behind = _spelled(dialect.around[0].removeprefix(begin), marks)
+        start = f"start: mark {space} {behind} call{several} {tail} rest | rest"
+    else:
+        start = f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}"
+        rules = [*_call_rules(tools, dialect, marks, begun=True)]
+    text = ["rest: TEXT", mark, r"TEXT: /(.|\n)*/"]
+    return Shape("\n".join([start, *text, *rules]), is_whole=False)
+
+
+def _spelled(text: str, marks: Mapping[str, int]) -> str:
+    """Return what stands for a text in a rule, where some of it may be control tokens."""
+    if not marks:
+        return json.dumps(text, ensure_ascii=False)
+    cut = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+    found = [
+        f"<[{marks[part]}]>" if part in marks else json.dumps(part, ensure_ascii=False)
+        for part in cut
+        if part
     ]
-    marked = _call_rules(tools, dialect, begun=True)
-    return Shape("\n".join([*rules, *marked]), is_whole=False)
+    return " ".join(found) or '""'
 
 
-def _call_rules(tools: Tools, dialect: Dialect, *, begun: bool = False) -> Iterator[str]:
+def _call_rules(
+    tools: Tools, dialect: Dialect, marks: Mapping[str, int], *, begun: bool = False
+) -> Iterator[str]:
     """Yield rules for a call; ``begun``: behind what it begins with."""
     head, middle, tail = dialect.body
     if begun:
         head = head.removeprefix(dialect.begin).lstrip()
     yield "call: " + " | ".join(f"call_{at}" for at in range(len(tools.offered)))
-    space = f"/{WHITE_SPACE}/ " if begun else ""  # as some leave out the new line
+    space = f"/{WHITE_SPACE}/ " if begun else ""
+    behind = _spelled(tail, marks)
     for at, tool in enumerate(tools.offered):
-        before = json.dumps(head + tool.name + middle, ensure_ascii=False)
-        behind = json.dumps(tail, ensure_ascii=False)
+        before = _spelled(head + tool.name + middle, marks)
         yield f"call_{at}: {space}{before} arguments_{at} {behind}"
         if dialect.is_xml:
             yield from argument_rules(tool.parameters, f"arguments_{at}", strict=tool.strict)

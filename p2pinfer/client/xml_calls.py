@@ -11,51 +11,90 @@ what a value is.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from p2pinfer.client.call_reading import GrowingText, NotACall, Reading, Schemas, told
 from p2pinfer.client.grammars import json_rule
 from p2pinfer.core.errors import UserError
-
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n?(.*?)(?:</function>\s*|\Z)", re.DOTALL)
-_PARAMETER = re.compile(
-    r"\s*<parameter=([^>\n]+)>\n?(.*?)(?:\n?</parameter>|(?=<parameter=)|\Z)", re.DOTALL
-)
 
 _TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 """What a schema may ask of a text that stands as it is, and no grammar here holds it to."""
 
 
-def read_functions(text: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the names of the functions called, and their arguments as they stand.
+def read_functions(source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
+    """Read functions one behind the other; as ``call_reading.read_objects``."""
+    while (yield from source.skip_spaces()):
+        if not (yield from source.skip("<function=")):
+            return
+        name = yield from source.up_to(">")
+        yield from source.skip_spaces()
+        is_empty = yield from source.skip("</function>")
+        is_call = is_empty or (yield from source.skip("<parameter="))
+        if not is_call or (known and name not in schemas):
+            raise NotACall
+        pieces = iter(()) if is_empty else _arguments(source, schemas.get(name, {}))
+        yield from told(name, pieces)
+        source.drop()
 
-    Empty where anything else stands between them.
+
+def _arguments(source: GrowingText, schema: Mapping[str, Any]) -> Iterator[str | None]:
+    """Yield the JSON of arguments, behind the first one's mark.
+
+    They are texts where the schema wants texts, else what they spell.
     """
-    found, at = [], 0
-    while text[at:].strip():
-        function = _FUNCTION.match(text, at)
-        if not function or function.end() == at:
-            return []
-        values, inner = {}, 0
-        body = function[2]
-        while body[inner:].strip():
-            parameter = _PARAMETER.match(body, inner)
-            if not parameter or parameter.end() == inner:
-                return []
-            values[parameter[1]], inner = parameter[2], parameter.end()
-        found.append((function[1], values))
-        at = function.end()
-    return found
-
-
-def typed(values: Mapping[str, str], schema: Mapping[str, Any]) -> str:
-    """Return the JSON of arguments: texts where the schema wants texts, else what they spell."""
     properties = schema.get("properties")
     known = properties if isinstance(properties, dict) else {}
-    return json.dumps(
-        {name: _value(text, known.get(name)) for name, text in values.items()}, ensure_ascii=False
-    )
+    yield "{"
+    lead, goes_on = "", True
+    while goes_on:
+        try:
+            key = yield from source.up_to(">")
+        except NotACall:
+            return
+        yield f"{lead}{json.dumps(key, ensure_ascii=False)}: "
+        if not (yield from _typed(source, known.get(key))):
+            return
+        lead = ", "
+        yield from source.skip_spaces()
+        goes_on = yield from source.skip("<parameter=")
+    yield from source.skip("</function>")
+    yield "}"
+
+
+def _typed(source: GrowingText, schema: Any) -> Generator[str | None, None, bool]:
+    """Yield the JSON of a value; a text as it comes. Returns whether it came to an end."""
+    end = "\n</parameter>" if (yield from source.skip("\n")) else "</parameter>"
+    types = _types(schema)
+    value, is_text = "", "string" in types
+    is_begun = is_text and "null" not in types
+    if is_begun:
+        yield '"'
+    pieces = source.pieces(end)
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as ended:
+            is_whole = bool(ended.value)
+            break
+        if piece is None:
+            yield None
+        elif is_begun:
+            yield _inner(piece)
+        else:
+            value += piece
+            if is_text and not "null".startswith(value):
+                is_begun = True
+                yield f'"{_inner(value)}'
+    if is_begun:
+        yield '"' if is_whole else ""
+    elif is_whole:
+        yield json.dumps(_value(value, schema), ensure_ascii=False)
+    return is_whole
+
+
+def _inner(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _value(text: str, schema: Any) -> Any:

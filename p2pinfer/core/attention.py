@@ -1,25 +1,63 @@
 """One row's attention over K and V as they are cached, in the order in which ggml adds them up.
 
-Read in ggml's ``ops.cpp`` (the release that pyproject.toml pins). Of its three ways to compute
-attention on a CPU:
+Read in ggml's ``ops.cpp``, ``vec.h`` and ``simd-mappings.h`` (the release that pyproject.toml
+pins). Of its three ways to compute attention on a CPU:
 
     rows one by one, V in float16      running sums in float16, each addition rounded to it
     rows one by one, V in bfloat16     sums in float32
     tiles of 64 rows, V in float16     sums in float32, and queries are not rounded to float16
 
-float32 sums lie within 1e-6 of exact ones, which are taken here; the order of the float16 ones is
-kept, or the two sides would be 1e-3 apart at 50 positions and 7e-3 at 1,000.
+float32 sums lie within 1e-6 of exact ones, which are taken here. Of float16 ones each rounding is
+followed, or the two sides would be 1e-3 apart at 50 positions and 7e-3 at 1,000. Which way a number
+is rounded depends on the last bit of its weight, and that on how the compiled kernel adds up
+products of K and queries: so there is one ``Kernel`` for each kind of x86 processor.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from p2pinfer.core.regimes import Regime
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+
+CHUNK_POSITIONS: Final = 256
+"""Whose products are held at once: 8 MB for 32 heads of 128 numbers."""
+
+_NATIVE_STEP: Final = 128
+"""Numbers that the kernel with float16 arithmetic takes at a time; what is over is done as
+elsewhere."""
+
+
+@frozen
+class Kernel:
+    """How a build of ggml adds up in float16."""
+
+    name: str
+    lanes: int
+    """Numbers of a vector register of float32."""
+    step: int
+    """Numbers of a head that are taken at a time, in several registers."""
+    fuses: bool = True
+    """Products are added without being rounded before."""
+    is_native: bool = False
+    """Products with V are float16, too."""
+
+
+AVX512, AVX2 = Kernel("AVX-512", 16, 64), Kernel("AVX2", 8, 32)
+
+KERNELS: Final = (
+    AVX512,
+    AVX2,
+    Kernel("AVX-512 FP16", 16, 64, is_native=True),
+    Kernel("AVX", 8, 32, fuses=False),
+    Kernel("SSE3", 4, 32, fuses=False),
+)
+"""All that there are for x86, the most frequent first."""
 
 
 def attend(
@@ -30,6 +68,7 @@ def attend(
     *,
     regime: Regime,
     is_half: bool,
+    kernel: Kernel = AVX512,
 ) -> Floats:
     """Return the attention of one row in each of several layers.
 
@@ -40,6 +79,7 @@ def attend(
         scale: of products of queries and keys.
         regime: of the row.
         is_half: whether V is kept in float16, not in bfloat16.
+        kernel: whose float16 sums to follow, where there are any.
 
     Returns:
         Layers by heads by numbers of a head.
@@ -49,32 +89,103 @@ def attend(
     layers, heads, width = queries.shape
     groups = keys.shape[2]
     asked = asked.reshape(layers, groups, heads // groups, width)
+    if is_half and not is_tiled:
+        return _half_sums(asked, keys, values, scale, kernel).reshape(layers, heads, width)
     # layers, heads of K, positions, queries of each
     scores = np.einsum("lpgw,lghw->lgph", keys, asked, dtype=np.float64, optimize=True) * scale
-    if is_tiled or not is_half:
-        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-        weights /= weights.sum(axis=2, keepdims=True)
-        found = np.einsum("lgph,lpgw->lghw", weights, values, optimize=True)
-    else:
-        found = _half_sums(scores, values)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    found = np.einsum("lgph,lpgw->lghw", weights, values, optimize=True)
     rows: Floats = found.reshape(layers, heads, width).astype(np.float32)
     return rows
 
 
-def _half_sums(scores: Doubles, values: Floats) -> Any:
-    """Add values up in float16 from the first position on, as ggml does for single rows."""
-    highest = np.maximum.accumulate(scores, axis=2)
-    before = np.concatenate([np.full_like(highest[:, :, :1], -np.inf), highest[:, :, :-1]], axis=2)
-    is_new = highest > before
-    shrinks = np.exp(before - highest).astype(np.float32)
-    weights = np.exp(scores - highest).astype(np.float32)
-    layers, groups, positions, heads = scores.shape
-    sums = np.zeros((layers, groups, heads, values.shape[-1]), np.float16)
-    for at in range(positions):
-        new = is_new[:, :, at]
-        if at and new.any():
-            sums[new] = sums[new].astype(np.float32) * shrinks[:, :, at][new][:, None]
-        added = values[:, at, :, None] * weights[:, :, at, :, None]
-        sums = (sums.astype(np.float32) + added).astype(np.float16)
-    total = np.exp(scores - highest[:, :, -1:]).sum(axis=2)
-    return sums.astype(np.float64) / total[..., None]
+def _half_sums(asked: Floats, keys: Floats, values: Floats, scale: float, kernel: Kernel) -> Floats:
+    """Add values up in float16 from the first position on; layers, heads of K, queries, numbers."""
+    layers, groups, heads, width = asked.shape
+    native = width - width % _NATIVE_STEP if kernel.is_native else 0
+    sums = np.zeros((layers, groups, heads, width), np.float16)
+    highest = np.full((layers, groups, heads), -np.inf, np.float32)
+    total = np.zeros((layers, groups, heads), np.float32)
+    for at, scores in _scores(asked, keys, np.float32(scale), kernel):
+        is_new = scores > highest
+        before, highest = highest, np.where(is_new, scores, highest)
+        shrinks = np.ones_like(scores)
+        if is_new.any():
+            shrinks[is_new] = _exp(before[is_new] - highest[is_new])
+            sums[is_new] = _rounded(sums[is_new], shrinks[is_new][:, None], native)
+        weights = _exp(scores - highest)
+        total = (total.astype(np.float64) * shrinks + weights).astype(np.float32)
+        _add(sums, values[:, at, :, None], weights[..., None], native, fuses=kernel.fuses)
+    found: Floats = sums.astype(np.float32) * (np.float32(1) / total)[..., None]
+    return found
+
+
+def _scores(
+    asked: Floats, keys: Floats, scale: np.float32, kernel: Kernel
+) -> Iterator[tuple[int, Floats]]:
+    """Yield each position with the scores of all queries there: layers, heads of K, queries."""
+    for first in range(0, keys.shape[1], CHUNK_POSITIONS):
+        some = keys[:, first : first + CHUNK_POSITIONS]
+        scores = _dots(some[:, :, :, None], asked[:, None], kernel) * scale
+        for at in range(scores.shape[1]):
+            yield first + at, scores[:, at]
+
+
+def _dots(keys: Floats, asked: Floats, kernel: Kernel) -> Floats:
+    """Return the products of the last axis, which is summed in registers, and these in halves."""
+    width, lanes = keys.shape[-1], kernel.lanes
+    whole = width - width % kernel.step
+    products = keys * asked  # of two float16 each, so they are exact
+    steps = products[..., :whole].reshape(*products.shape[:-1], -1, kernel.step // lanes, lanes)
+    sums = np.zeros((*products.shape[:-1], kernel.step // lanes, lanes), np.float32)
+    for at in range(steps.shape[-3]):
+        sums += steps[..., at, :, :]
+    while sums.shape[-2] > 1:
+        sums = _folded(sums, axis=-2)
+    sums = sums[..., 0, :]
+    while sums.shape[-1] > 4:
+        sums = _folded(sums, axis=-1)
+    if lanes == AVX512.lanes:
+        total = (sums[..., 0] + sums[..., 2]) + (sums[..., 1] + sums[..., 3])
+    else:
+        total = (sums[..., 0] + sums[..., 1]) + (sums[..., 2] + sums[..., 3])
+    left = products[..., whole:].sum(axis=-1, dtype=np.float64)
+    found: Floats = (total + left).astype(np.float32)
+    return found
+
+
+def _folded(sums: Floats, axis: int) -> Floats:
+    one, other = np.split(sums, 2, axis=axis)
+    folded: Floats = one + other
+    return folded
+
+
+def _exp(numbers: Floats) -> Floats:
+    """Return the exponential, rounded once, as C libraries have it but for one in some hundred."""
+    powers: Floats = np.exp(numbers.astype(np.float64)).astype(np.float32)
+    return powers
+
+
+def _rounded(sums: Any, by: Floats, native: int) -> Any:
+    """Return sums times a number, in float16."""
+    found = (sums.astype(np.float32) * by).astype(np.float16)
+    if native:
+        half = by.astype(np.float16).astype(np.float32)
+        found[..., :native] = (sums[..., :native].astype(np.float32) * half).astype(np.float16)
+    return found
+
+
+def _add(sums: Any, values: Floats, weights: Floats, native: int, *, fuses: bool) -> None:
+    """Add values times weights to sums in float16."""
+    wide = values[..., native:]
+    if fuses:
+        exact = wide.astype(np.float64) * weights + sums[..., native:]
+        sums[..., native:] = exact.astype(np.float32).astype(np.float16)
+    else:
+        sums[..., native:] = (wide * weights + sums[..., native:].astype(np.float32)).astype(
+            np.float16
+        )
+    if native:
+        half = weights.astype(np.float16).astype(np.float64)
+        sums[..., :native] = (values[..., :native] * half + sums[..., :native]).astype(np.float16)

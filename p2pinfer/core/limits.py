@@ -19,6 +19,10 @@ STEPS_IN_FLIGHT_MAX = 8
 SESSIONS_DEFAULT = 8
 """Per peer: one decode serves all of them, and each has its own KV cells."""
 
+SESSIONS_PER_REQUESTER_DEFAULT = 8
+"""At a peer: a requester that wants more must wait, so that others find room. The peers that a
+gateway starts for itself take all of its sessions."""
+
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB per position and layer, 240 MiB a stage."""
 

@@ -24,6 +24,8 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
     keep       how a model is stored beyond its holders: see `p2pinfer.core.storage`
     evidence   requester → each stage, beside the session: see ``evidence``
     openings   requester → each stage, beside the session: see ``proving``
+    enrolment  among members of a network of founders: see ``enrolment``
+    learning   members of a learning task → each other: see `p2pinfer.core.learning`
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, with the reason
 """
@@ -49,6 +51,7 @@ from p2pinfer.core.checks import (
     text,
     whole,
 )
+from p2pinfer.core.enrolment import AskGrant, GrantIs, StillIn
 from p2pinfer.core.evidence import (
     AskRows,
     Cases,
@@ -62,6 +65,16 @@ from p2pinfer.core.evidence import (
 )
 from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
+from p2pinfer.core.learning import (
+    AskPayload,
+    AskSaid,
+    AskTasks,
+    LearningTask,
+    PayloadIs,
+    Said,
+    SaidAre,
+    Statement,
+)
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
@@ -72,7 +85,7 @@ from p2pinfer.core.manifest import (
 from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
-from p2pinfer.core.statement import Owe, Vouch
+from p2pinfer.core.statement import Owe, Owed, Vouch
 from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
 
 ROUTE_HOPS_MAX = 128
@@ -425,11 +438,23 @@ Message = (
     | WantProof
     | ProofIs
     | Owe
+    | Owed
     | Vouch
+    | AskGrant
+    | GrantIs
+    | StillIn
     | AskCells
     | CellsAre
     | AskSteps
     | PledgeIs
     | CellRows
     | StepsAre
+    | LearningTask
+    | Statement
+    | Said
+    | AskTasks
+    | AskSaid
+    | SaidAre
+    | AskPayload
+    | PayloadIs
 )

@@ -54,6 +54,11 @@ class Sampling:
     )
     """How many of the likeliest tokens to tell beside each drawn one; None tells nothing. It
     changes no draw."""
+    prompt_logprobs: int | None = field(
+        default=None,
+        validator=validators.optional([validators.ge(0), validators.le(TOP_LOGPROBS_MAX)]),
+    )
+    """The same of each of the prompt's tokens, all of which run again for it."""
     logit_bias: tuple[tuple[int, float], ...] = field(
         default=(), converter=_pairs, validator=validators.max_len(LOGIT_BIAS_MAX)
     )

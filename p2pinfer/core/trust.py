@@ -93,6 +93,20 @@ class Audited:
 
 
 @frozen
+class Unproved:
+    """A stage that was to open rows, and why nothing could be learned from it."""
+
+    peer: PeerId
+    first: int
+    end: int
+    why: str
+
+    def line(self) -> str:
+        """Return it as a sentence."""
+        return f"{short(self.peer)} (layers {self.first}:{self.end}) was not proved: {self.why}."
+
+
+@frozen
 class Trust:
     """What the checks of an answer found."""
 
@@ -105,6 +119,8 @@ class Trust:
     audits: tuple[Audited, ...] = field(default=())
     proof_rate: float = 0.0
     """The share of stages that open rows although others could run them again."""
+    unproved: tuple[Unproved, ...] = field(default=())
+    """Stages that were to open rows; no check of theirs failed."""
 
     @property
     def held(self) -> bool:
@@ -115,14 +131,15 @@ class Trust:
         """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
         An audit replays all of a stage's work, so it finds any cheat in it: a stage that cheated
-        in this answer was caught with probability ``rate``. Where stages opened rows instead, one
-        of these must be false.
+        in this answer was caught with probability ``rate``. Where stages opened rows instead, or
+        besides, one of these must be false.
         """
         looks = -(-self.positions // CHECKPOINT_POSITIONS)
+        opened = 1 - (1 - 1 / one_in) ** ROWS_PROVEN if self.has_proofs else 0.0
         if self.has_proofs:
             looks = min(looks, ROWS_PROVEN)
-        caught: float = 1 - (1 - 1 / one_in) ** looks
-        return self.rate * caught
+        missed = 1 - self.rate * (1 - (1 - 1 / one_in) ** looks)
+        return float(1 - missed * (1 - self.proof_rate * opened))
 
     @property
     def has_proofs(self) -> bool:
@@ -157,6 +174,7 @@ class Trust:
             " here, and what each sent is what the next one received."
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
+        found += [each.line() for each in self.unproved]
         if self.has_proofs:
             one, ten = (100 * (1 - (1 - part) ** ROWS_PROVEN) for part in (0.5, 0.1))
             found.append(
@@ -204,6 +222,10 @@ class Trust:
                     "text": each.text,
                 }
                 for each in self.audits
+            ],
+            "unproved": [
+                {"peer": each.peer, "layers": f"{each.first}:{each.end}", "why": each.why}
+                for each in self.unproved
             ],
         }
 

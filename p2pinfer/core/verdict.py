@@ -12,7 +12,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.attention import attend
+from p2pinfer.core.attention import KERNELS, Kernel, attend
 from p2pinfer.core.kv_root import LAST_TAIL
 from p2pinfer.core.layer_key import (
     ATTENTION_NORM,
@@ -38,25 +38,37 @@ STEP_MAX: Final = 1e-5
 it: float32 in another order."""
 
 ATTENTION_MAX: Final = 1e-4
-"""Of attention whose sums are float32, relative to its output, by the worst head. Honest ones lie
-at most 2e-5 from it: a query may be rounded the other way."""
+"""Of attention, relative to its output, by the worst head. Honest ones lie at most 7e-6 from it in
+long prompts, where ggml's own exponential is known to float32's noise, and have the same bits
+elsewhere."""
 
-HALF_ATTENTION_MAX: Final = 1e-3
-"""Of attention whose sums are float16. Honest ones lay at most 3.9e-4 from it in 12,000 layers, and
-1.9e-4 in a real model: now and then a sum is rounded the other way, and the next ones with it."""
+PROVEN_ATTENTION_MAX: Final = 1e-3
+"""How far attention must be apart for an accusation. Kernels that were read but never run here, and
+C libraries whose exponential is another, lie within that."""
+
+FLIPPED_MAX: Final = 2
+"""Numbers of a head whose sum in float16 may have been rounded the other way, since the last bit of
+an exponential is not the same in all C libraries."""
+
+_FLIPPED_BY: Final = 2**-10
+"""How far such a number is off, relative to the largest of its head."""
 
 KNOWN_MACHINES: Final = frozenset(("x86_64", "AMD64"))
 """Whose kernels are known here. Others round activations from another quotient, or add attention up
 in float16 alone, and an honest row of theirs would seem false."""
 
-_TIED_FROM: Final = 5e-5
-"""From where on a head's attention is computed again with its query rounded in other ways."""
+_TIED_FROM: Final = 5e-6
+"""From where on a head's attention is computed again with its query rounded in other ways, and by
+other kernels: one head in 300."""
+
+_TIED_TO: Final = 0.02
+"""No rounding of a query changes its attention by as much."""
 
 _TIES_MAX: Final = 6
-"""Numbers of a query that are tried both ways: one in 2,000 is so close to halfway."""
+"""Numbers of a query that are tried both ways: one in 1,000 is so close to halfway."""
 
-_FLOAT_NOISE: Final = 5e-7
-"""Of a rotated number, relative to the largest of its head: a few roundings of float32."""
+_FLOAT_NOISE: Final = 3e-7
+"""Of a rotated number, relative to its pair: a few roundings of float32."""
 
 ROUNDING_SLACK: Final = 1e-5
 """How far a cached number may lie past half a unit in its last place, relative to its pair of
@@ -78,6 +90,11 @@ class Fault:
     step: str
     apart: float
     """Relative to what it should be; infinity where sizes are wrong or numbers are not finite."""
+
+    @property
+    def is_provable(self) -> bool:
+        """Whether it is enough for an accusation."""
+        return self.step != Traced.ATTENTION or self.apart > PROVEN_ATTENTION_MAX
 
     def text(self) -> str:
         """Describe it in a few words."""
@@ -138,14 +155,14 @@ def _judged(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerKey
     heads = {
         each.layer: _heads_of(pledge, each, shape, keys[each.layer]) for each in opening.layers
     }
-    attention = _attention(pledge, heads, shape)
+    kernel, attention = _attention(opening, heads, shape)
     worst: dict[str, float] = {}
     used: dict[str, float] = {}
     fault, checked = None, 0
     for layer in opening.layers:
         checked += 1
         at = layer.layer
-        found = _steps(opening, layer, shape, keys[at], heads[at], attention.get(at))
+        found = _steps(opening, layer, shape, keys[at], heads[at], attention.get(at), kernel)
         for step, apart, most in found:
             worst[step] = max(apart, worst.get(step, 0.0))
             if most:
@@ -170,6 +187,7 @@ def _steps(
     key: LayerKey,
     heads: "_Heads | None",
     attention: Floats | None,
+    kernel: Kernel,
 ) -> Iterator[_Found]:
     given, norm = layer.residual, key.vectors[ATTENTION_NORM]
     if given.shape != norm.shape:
@@ -188,9 +206,8 @@ def _steps(
         apart, row = np.inf, layer.step(Traced.ATTENTION)
         if heads is not None and attention is not None and row.size == attention.size:
             row = row.reshape(attention.shape)
-            by_heads = _apart_after_ties(heads, row, attention, shape, opening.pledge)
-            apart = float(by_heads.max())
-        yield Traced.ATTENTION, apart, _attention_max(opening.pledge)
+            apart = _apart_after_ties(heads, row, attention, shape, opening.pledge, kernel)
+        yield Traced.ATTENTION, apart, ATTENTION_MAX
     yield _product(layer, Traced.ATTENTION_OUT, key)
     out = layer.step(Traced.ATTENTION_OUT)
     if out.shape != given.shape:
@@ -224,11 +241,6 @@ def _joints(opening: OpenedTrace, layer: OpenedLayer) -> Iterator[_Found]:
         yield RECEIVED, 0.0 if is_same else np.inf, 0.0
 
 
-def _attention_max(pledge: Pledge) -> float:
-    is_half = pledge.values == "f16" and pledge.regime != Regime.BLOCK
-    return HALF_ATTENTION_MAX if is_half else ATTENTION_MAX
-
-
 def _product(layer: OpenedLayer, step: Traced, key: LayerKey) -> _Found:
     given, name = LINEAR[step]
     apart = key.matrices[name].residual(layer.step(given), layer.step(step))
@@ -239,8 +251,10 @@ def _product(layer: OpenedLayer, step: Traced, key: LayerKey) -> _Found:
 class _Heads:
     """The heads of one layer, and its cached rows: positions by heads by numbers of a head."""
 
-    query: Doubles
-    """Rotated, with the angles that fit the key best."""
+    queries: tuple[Doubles, ...]
+    """Rotated, with each of the angles that the cached key allows, the likeliest first."""
+    noise: Doubles
+    """How far each of its numbers may be off."""
     key: Doubles
     value: Doubles
     keys: Floats
@@ -266,59 +280,103 @@ def _heads_of(
     choices = [_angles(shape, pledge.position, by) for by in (0, 1, -1)]
     turned = [_turned(new, shape, angles) for angles in choices]
     apart = [_past_rounding(keys[-1], each, "f16") for each in turned]
-    best = apart.index(min(apart))
-    return _Heads(_turned(query, shape, choices[best]), turned[best], value, keys, values)
+    fitting = [at for at, past in enumerate(apart) if past <= ROUNDING_SLACK]
+    fitting = fitting or [apart.index(min(apart))]
+    queries = tuple(_turned(query, shape, choices[at]) for at in fitting)
+    noise = _FLOAT_NOISE * _pair_sizes(query, shape)
+    return _Heads(queries, noise, turned[fitting[0]], value, keys, values)
 
 
 def _attention(
-    pledge: Pledge, heads: Mapping[int, _Heads | None], shape: LayerShape
-) -> dict[int, Floats]:
-    """Compute the attention of all layers whose heads are known."""
-    found = [(layer, each) for layer, each in heads.items() if each is not None]
-    if not found:
-        return {}
-    rows = attend(
-        np.stack([each.query.astype(np.float32) for _, each in found]),
-        np.stack([each.keys for _, each in found]),
-        np.stack([each.values for _, each in found]),
-        shape.scale,
-        regime=Regime(pledge.regime),
-        is_half=pledge.values == "f16",
-    )
-    return {layer: row for (layer, _), row in zip(found, rows, strict=True)}
+    opening: OpenedTrace, heads: Mapping[int, _Heads | None], shape: LayerShape
+) -> tuple[Kernel, dict[int, Floats]]:
+    """Compute the attention of all layers whose heads are known, and find by which kernel it was.
+
+    The first of these layers shows the kernel.
+    """
+    found = {layer: each for layer, each in heads.items() if each is not None}
+    kernel = KERNELS[0]
+    if found and _is_half_sum(opening.pledge):
+        first = next(each for each in opening.layers if each.layer in found)
+        kernel = _kernel_of(first, found[first.layer], shape, opening.pledge)
+    rows = {}
+    for layer, each in found.items():
+        query = each.queries[0].astype(np.float32)
+        rows[layer] = _attend(query, each.keys, each.values, shape, opening.pledge, kernel)
+    return kernel, rows
+
+
+def _attend(
+    query: Floats, keys: Floats, values: Floats, shape: LayerShape, pledge: Pledge, kernel: Kernel
+) -> Floats:
+    regime, is_half = Regime(pledge.regime), pledge.values == "f16"
+    given = query[None], keys[None], values[None], shape.scale
+    row: Floats = attend(*given, regime=regime, is_half=is_half, kernel=kernel)[0]
+    return row
+
+
+def _is_half_sum(pledge: Pledge) -> bool:
+    return pledge.values == "f16" and pledge.regime != Regime.BLOCK
+
+
+def _kernel_of(layer: OpenedLayer, heads: _Heads, shape: LayerShape, pledge: Pledge) -> Kernel:
+    """Return the kernel whose sums a layer's attention fits best."""
+    found, query = layer.step(Traced.ATTENTION), heads.queries[0].astype(np.float32)
+    if found.size != query.size:
+        return KERNELS[0]
+    best, least = KERNELS[0], np.inf
+    for kernel in KERNELS:
+        true = _attend(query, heads.keys, heads.values, shape, pledge, kernel)
+        by_heads = _apart_by_heads(found.reshape(true.shape), true, may_flip=False)
+        apart = float(np.median(by_heads))
+        if apart < least:
+            best, least = kernel, apart
+        if least < _TIED_FROM:
+            break
+    return best
 
 
 def _apart_after_ties(
-    heads: _Heads, found: Floats, true: Floats, shape: LayerShape, pledge: Pledge
-) -> Doubles:
-    """Return how far each head of a layer's attention is apart, where it is far by the best tie.
+    heads: _Heads,
+    found: Floats,
+    true: Floats,
+    shape: LayerShape,
+    pledge: Pledge,
+    kernel: Kernel,
+) -> float:
+    """Return how far a layer's attention is apart by the worst head, each by its best tie.
 
     A query is rounded to float16 first. A number that lies halfway between two, as far as float32
     can tell, may have been rounded either way, and that changes the rounding of every sum behind.
     """
-    apart = _apart_by_heads(found, true)
+    is_half = _is_half_sum(pledge)
+    apart = _apart_by_heads(found, true, may_flip=is_half)
+    worst = float(apart.max())
     if pledge.regime == Regime.BLOCK and pledge.values == "f16":
-        return apart
+        return worst
+    kernels = sorted(KERNELS, key=lambda each: each is not kernel) if is_half else KERNELS[:1]
     for head in np.flatnonzero(apart > _TIED_FROM):
-        choices = _tied(heads.query[head])
+        if apart[head] > _TIED_TO:
+            return worst
+        ways = [_tied(each[head], heads.noise[head]) for each in heads.queries]
+        choices = np.concatenate(ways)
         group = head // (shape.heads // shape.kv_heads)
-        rows = attend(
-            choices[None],
-            heads.keys[None, :, group : group + 1],
-            heads.values[None, :, group : group + 1],
-            shape.scale,
-            regime=Regime(pledge.regime),
-            is_half=pledge.values == "f16",
-        )
-        same = np.broadcast_to(found[head], rows[0].shape)
-        apart[head] = min(apart[head], _apart_by_heads(same, rows[0]).min())
-    return apart
+        cells = heads.keys[:, group : group + 1], heads.values[:, group : group + 1]
+        for each in kernels:
+            rows = _attend(choices, *cells, shape, pledge, each)
+            same = np.broadcast_to(found[head], rows.shape)
+            by_choices = _apart_by_heads(same, rows, may_flip=is_half)
+            apart[head] = min(apart[head], by_choices.min())
+            if apart[head] <= _TIED_FROM:
+                break
+        if apart[head] > ATTENTION_MAX:
+            break
+    return float(apart.max())
 
 
-def _tied(query: Doubles) -> Floats:
+def _tied(query: Doubles, noise: Doubles) -> Floats:
     """Return a head's numbers with each combination of roundings of those that are halfway."""
-    spread = _FLOAT_NOISE * np.abs(query).max()
-    low, high = ((query + by).astype(np.float16) for by in (-spread, spread))
+    low, high = ((query + by).astype(np.float16) for by in (-noise, noise))
     gaps = np.abs(high.astype(np.float32) - low)
     halfway = np.argsort(-gaps)[: min(_TIES_MAX, np.count_nonzero(gaps))]
     choices = np.repeat(query.astype(np.float16)[None], 1 << len(halfway), axis=0)
@@ -359,6 +417,17 @@ def _turned(heads: Doubles, shape: LayerShape, angles: Doubles) -> Doubles:
     turned[:, one] = part[:, one] * cosines - part[:, other] * sines
     turned[:, other] = part[:, one] * sines + part[:, other] * cosines
     return turned
+
+
+def _pair_sizes(heads: Doubles, shape: LayerShape) -> Doubles:
+    """Return for each number of a head how long the pair is that RoPE turns it in."""
+    sizes, half = np.abs(heads), shape.rotated // 2
+    if shape.is_halved:
+        one, other = slice(0, half), slice(half, shape.rotated)
+    else:
+        one, other = slice(0, shape.rotated, 2), slice(1, shape.rotated, 2)
+    sizes[:, one] = sizes[:, other] = np.hypot(heads[:, one], heads[:, other])
+    return sizes
 
 
 def _angles(shape: LayerShape, position: int, rounded: int) -> Doubles:
@@ -404,10 +473,20 @@ def _close(layer: OpenedLayer, step: Traced, true: NDArray[np.floating] | None) 
     return step, float((apart / np.where(size > 0, size, 1)).max()), STEP_MAX
 
 
-def _apart_by_heads(found: Floats, true: Floats) -> Doubles:
-    """Return how far heads are apart, each relative to the true one; heads by their numbers."""
+def _apart_by_heads(found: Floats, true: Floats, *, may_flip: bool) -> Doubles:
+    """Return how far heads are apart, each relative to the true one; heads by their numbers.
+
+    ``may_flip``: a few numbers of each may have been rounded the other way, and do not count.
+    """
     sizes = np.linalg.norm(true.astype(np.float64), axis=1)
-    apart = np.linalg.norm(found.astype(np.float64) - true, axis=1)
+    off = np.abs(found.astype(np.float64) - true)
+    if may_flip:
+        most = np.argpartition(off, -FLIPPED_MAX, axis=1)[:, -FLIPPED_MAX:]
+        largest = np.abs(true).max(axis=1, keepdims=True)
+        flipped = np.take_along_axis(off, most, 1)
+        left = np.where(flipped <= _FLIPPED_BY * largest, 0.0, flipped)
+        np.put_along_axis(off, most, left, 1)
+    apart = np.linalg.norm(off, axis=1)
     relative: Doubles = apart / np.where(sizes > 0, sizes, 1)
     return np.where(np.isfinite(relative), relative, np.inf)
 

@@ -8,11 +8,13 @@ from typing import Any, TypeVar, get_args
 
 import cattrs
 import msgpack
-from attrs import fields, has
+from attrs import astuple, fields, has
 
 from p2pinfer.core.advertisement import Heard, State
+from p2pinfer.core.learning import Kind
 from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Opened, Refusal, Step
 from p2pinfer.core.regimes import on_wire
+from p2pinfer.core.statement import Statement
 
 M = TypeVar("M")
 
@@ -65,6 +67,12 @@ def _of_opened(opened: Opened) -> tuple[Any, ...]:
     return (True,) if opened.inherited else ()
 
 
+def _of_statement(said: Statement) -> tuple[Any, ...]:
+    """Leave out what is not there: peers of before, which know work alone, reject the fields."""
+    values: tuple[Any, ...] = astuple(said)
+    return values if said.sent or said.kept else values[:-2]
+
+
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
     return heard.body, heard.signature, heard.age_ms
 
@@ -87,7 +95,8 @@ for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
     _converter.register_unstructure_hook(_flat, _of)
 _converter.register_unstructure_hook(Open, _of_open)
 _converter.register_unstructure_hook(Opened, _of_opened)
-for _enum in (Dtype, Refusal, State):
+_converter.register_unstructure_hook(Statement, _of_statement)
+for _enum in (Dtype, Refusal, State, Kind):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 
 

@@ -200,8 +200,13 @@ class Candidate:
     token: int
     piece: bytes
     """The bytes of text it stands for."""
-    logprob: float
-    """Natural logarithm of its probability: the logits' softmax, before any sampler."""
+    logprob: float | None
+    """Natural logarithm of its probability: the logits' softmax, before any sampler. None of a
+    prompt's first token, before which there is nothing."""
+
+
+Scores = Sequence[tuple[Candidate, ...]]
+"""Of each of some tokens: that token, then the likeliest ones in order."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,8 @@ class NextToken:
     decoding_us: int
     candidates: tuple[Candidate, ...] = ()
     """The drawn token, then the likeliest ones in order; empty unless ``top_logprobs`` asks."""
+    scores: Scores = ()
+    """Of the tokens that were said to follow the rows."""
 
 
 class EndsSession(Protocol):
@@ -241,8 +248,23 @@ class EndsSession(Protocol):
         """Run rows through the last layers only to fill their KV cache; return microseconds."""
         ...
 
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> Scores:
+        """Absorb rows, and say of the token that follows each one how likely the model found it.
+
+        As many of the likeliest are told as ``Sampling.prompt_logprobs`` asks for.
+        """
+        ...
+
     async def next(
-        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+        self,
+        position: int,
+        rows: bytes,
+        *,
+        regime: Regime,
+        drafted: int | None = None,
+        following: Sequence[int] = (),
     ) -> NextToken:
         """Run rows through the last layers and the head, and sample the token that follows.
 
@@ -252,6 +274,7 @@ class EndsSession(Protocol):
             regime: of all of them.
             drafted: a token that was embedded behind them already. Where it is drawn, the first
                 layers keep what they hold, and the answer has no rows.
+            following: tokens that follow the first rows, to be scored as by ``score``.
         """
         ...
 

@@ -7,7 +7,10 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
                                                         a stage: rows in, rows out
     ["embed", number, slot, position, regime, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, regime, rows]    the last end: only fill its KV cache
-    ["next", number, slot, position, regime, rows, drafted]     the last end: sample what follows
+    ["next", number, slot, position, regime, rows, drafted, following]
+                                                        the last end: sample what follows
+    ["score", number, slot, position, regime, rows, following]
+                                                        as absorb, and say how likely tokens are
     ["lengthen", slot, context]                         a session longer than usual; no answer
     ["sampling", slot, {fields of Sampling}, recent, said]
                                                         no answer
@@ -21,7 +24,8 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number: ``[number,
 microseconds of decoding, *values]``, or ``[number, None, sentence, kind]`` when the engine refused.
 ``next`` answers with the token, its bytes, whether it ends the answer, the first end's rows for it,
-and ``[token, bytes, log-probability]`` of each candidate that was asked for. ``copy`` answers with
+``[token, bytes, log-probability]`` of each candidate that was asked for, and of each of the tokens
+``following`` the rows such a list; ``score`` answers with these lists alone. ``copy`` answers with
 the numbers in which V is kept, ``read`` with K and V rows as the cache holds them, and ``trace``
 with ``[layer, step, numbers]`` of each step. Rows and numbers are float32, little-endian.
 """
@@ -32,6 +36,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgpack
+
+from p2pinfer.engine.gpu import Gpu
 
 RECEIVE_BYTES = 1 << 16
 """Per call: some decode steps. A larger buffer costs more to allocate than it saves in calls."""
@@ -64,6 +70,8 @@ class WorkerConfig:
     """Positions of the longest session; 0: none is longer than usual."""
     long_cells: int = 0
     """Positions that all sessions longer than usual share."""
+    gpu: Gpu | None = None
+    """Where layers are computed if that is exact; None: on the CPU."""
 
     def frame(self) -> bytes:
         """Return the first frame that a worker gets."""
@@ -73,7 +81,8 @@ class WorkerConfig:
     def parse(cls, values: dict[str, Any]) -> "WorkerConfig":
         """Read back what ``frame`` wrote."""
         parts = tuple(PartConfig(**part) for part in values.pop("parts"))
-        return cls(parts, **values)
+        gpu = values.pop("gpu", None)
+        return cls(parts, **values, gpu=Gpu(**gpu) if gpu else None)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,8 @@ class PartReady:
     repack: bool
     """It rearranges weights: see ``llama.Settings``."""
     flash_attention: bool
+    device: str
+    """The GPU that computes it; empty for the CPU."""
     closed: str
     """Why its sessions cannot be copied and traced; empty if they can."""
 

@@ -8,6 +8,16 @@ _PREFIX_CHARS = 3
 """The length of ``<s>``: enough that hardly any other text begins like a control token."""
 
 
+CALL_MARKS = (
+    *("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),  # Mistral
+    *("<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>"),  # Hermes, Qwen, Nemotron
+    *("<|tool_call|>", "<|/tool_call|>"),  # Phi
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),  # noqa: RUF001 -- DeepSeek's own
+    *("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),  # noqa: RUF001
+)
+"""What models call tools with. Where these are control tokens, answers show them all the same."""
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """A vocabulary's special tokens, as text."""
@@ -32,6 +42,8 @@ class ControlToken:
     strips_left: bool
     """Whitespace before it is removed."""
     strips_right: bool
+    is_always: bool = False
+    """llama.cpp takes whatever spells it for it, whether it is asked to or not."""
 
 
 class Spellings:

@@ -9,15 +9,15 @@ from random import Random
 
 import trio
 
-from p2pinfer.core.fraud import FILE_BYTES_MAX, FraudProof, parse
+from p2pinfer.core.double_statement import NO_MODEL
+from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.places import data_dir
-from peers.audits.frauds import Frauds, Judges
+from peers.audits.frauds import Frauds, Judges, Proof, read
 from peers.audits.steps import StepsJudge
 from peers.discovery.directory import Directory
 from transports.blocklist import GuardedTransport
-from transports.identity import verify
 
 _log = logging.getLogger("p2pinfer.frauds")
 
@@ -34,7 +34,7 @@ class ProofFiles:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def keep(self, proof: FraudProof, data: bytes) -> Path:
+    def keep(self, proof: Proof, data: bytes) -> Path:
         """Write a proof, unless it exists, and return its file.
 
         Raises:
@@ -50,17 +50,17 @@ class ProofFiles:
                 old.unlink(missing_ok=True)
         return path
 
-    def load(self, model: ModelId) -> Iterator[tuple[FraudProof, bytes]]:
-        """Yield the proofs about a model's peers, the oldest first."""
+    def load(self, model: ModelId) -> Iterator[tuple[Proof, bytes]]:
+        """Yield the proofs about a model's peers and of no model, the oldest first."""
         for path in reversed(self._newest()):
             try:
                 with path.open("rb") as file:
                     data = file.read(FILE_BYTES_MAX + 1)
-                proof = parse(data, verify)
+                proof = read(data)
             except (OSError, BadFile) as error:
                 _log.warning("ignoring %s: %s", path, error)
                 continue
-            if proof.terms.model == model:
+            if proof.case().model in (model, NO_MODEL):
                 yield proof, data
 
     def _newest(self) -> list[Path]:
@@ -81,7 +81,7 @@ def open_frauds(
     """Return a node's record of proven cheats, which it shuts out from then on."""
     files = ProofFiles(data_dir() / "proofs")
 
-    def act(proof: FraudProof, data: bytes) -> None:
+    def act(proof: Proof, data: bytes) -> None:
         transport.shut_out(proof.accused)
         directory.shut_out(proof.accused)
         on_proven(proof.accused)

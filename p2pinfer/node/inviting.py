@@ -37,6 +37,8 @@ class WaysIn:
     """Where it can be reached itself; empty for a gateway."""
     others: tuple[Places, ...]
     """Where others answered it, the latest first."""
+    has_founders: bool = False
+    """Whether its members are invited by them alone."""
 
 
 def ways_in_told(
@@ -48,7 +50,8 @@ def ways_in_told(
     reach = Reach(network) if isinstance(network, str) else network
     answered = [list(addresses) for addresses, _ in reversed([*directory.answered.values()])]
     key = reach.key.hex() if reach.key else None
-    return {_QUESTION: {"network": reach.network, "key": key, "own": [*own()], "others": answered}}
+    said = {"network": reach.network, "key": key, "own": [*own()], "others": answered}
+    return {_QUESTION: said | {"founders": reach.members is not None}}
 
 
 def invitation_here(network: str | None, key: bytes | None, *, once: bool = False) -> Invitation:
@@ -75,6 +78,12 @@ def invitation_here(network: str | None, key: bytes | None, *, once: bool = Fals
         raise UserError(
             f"processes of several networks run here ({names}): name one by --network, and"
             " --network-key if that is not enough"
+        )
+    if told and told[0].has_founders:
+        name = told[0].network
+        raise UserError(
+            f"the founders of {name} say who is a member: p2pinfer network invite, on a machine of"
+            " theirs"
         )
     if once:
         return _single_use(told)
@@ -119,12 +128,20 @@ def _single_use(told: Sequence[WaysIn]) -> Invitation:
     if not key:
         raise UserError(
             f"anybody can enter the network {told[0].network}, who knows its name: a single-use"
-            " invitation is for one with a key (p2pinfer key new FILE)"
+            " invitation is for one with a key (p2pinfer network key FILE)"
         )
     models = {ways.model for ways in told if ways.model}
     model = models.pop() if len(models) == 1 else None
     token = GuestTokens(Reach(told[0].network, key)).issue()
     return Invitation(told[0].network, None, model, addresses, token)
+
+
+def ways_into(network: str, key: bytes) -> Places:
+    """Return addresses of a network's peers, as the processes here know them; none is no fault."""
+    told = [ways for said in trio.run(ask_all, {_QUESTION: True}) if (ways := _parsed(said))]
+    told = [ways for ways in told if (ways.network, ways.key) == (network, key)]
+    own, others = [ways.own for ways in told], [each for ways in told for each in ways.others]
+    return pick_ways(own, [*others, *KnownPeers(Reach(network, key)).load().values()])
 
 
 def pick_ways(own: Iterable[Places], others: Iterable[Places]) -> Places:
@@ -175,6 +192,7 @@ def _parsed(said: Status) -> WaysIn | None:
             ModelId(said["model"]) if said.get("model") else None,
             _places(own),
             tuple(map(_places, others)),
+            said[_QUESTION].get("founders") is True,
         )
     except (TypeError, ValueError):
         return None

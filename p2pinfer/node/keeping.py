@@ -20,6 +20,7 @@ from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.stripes import DATA_SHARES, PARITY_SHARES, Layout
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.atomic_file import replace_text
+from p2pinfer.node.bookkeeping import counting, tell_credit
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.listen_port import own_listen
@@ -32,6 +33,7 @@ from peers.parts.describe import Tell, fetch_manifest, log_blame
 from peers.parts.keep_server import KeepServer
 from peers.parts.keeper import Keeper, KeptState, Lending
 from peers.parts.link import Holder
+from peers.parts.protocol import Tally
 from peers.parts.server import PartsServer
 from peers.parts.survey import find_plans
 from scheduler.keeping import may_lose
@@ -121,6 +123,7 @@ def make_keeper(
     m: int = PARITY_SHARES,
     watch: Callable[[KeptState], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
+    tally: Tally | None = None,
 ) -> Keeper:
     """Return a keeper of a model, which is to be run beside the swarm's connection."""
 
@@ -142,6 +145,7 @@ def make_keeper(
         watch=report,
         say=say,
         clock_s=lambda: time.clock_gettime(time.CLOCK_REALTIME),
+        tally=tally,
     )
 
 
@@ -177,7 +181,8 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
         me = transport.peer_id
         find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
         transport.seek_relays(find)
-        PartsServer(transport, store).listen()
+        tally = await stack.enter_async_context(counting(swarm.nursery))
+        PartsServer(transport, store, on_sent=tally.sent).listen()
         server = KeepServer(transport, store)
         server.listen()
         if not swarm.bootstrap or await directory.enter(swarm.bootstrap):
@@ -188,7 +193,7 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
             return directory.holding(options.model)
 
         manifest = await fetch_manifest(transport, holders, store, options.model, hooks.tell)
-        directory.advertise(_keeping(tuple(transport.addresses), me, manifest))
+        directory.advertise(advertisement_without_layers(tuple(transport.addresses), me, manifest))
         hooks.on_ready(me, tuple(transport.addresses), manifest)
         keeper = make_keeper(
             swarm,
@@ -200,15 +205,19 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
             m=options.m,
             watch=hooks.watch,
             say=hooks.say,
+            tally=tally,
         )
+        tell_credit(swarm, manifest.id)
         try:
             await keeper.run()
         finally:
             directory.leave()
 
 
-def _keeping(addresses: tuple[str, ...], me: PeerId, model: Manifest) -> Advertisement:
-    """Return the advertisement of a peer that only keeps: it serves no layer, and will not."""
+def advertisement_without_layers(
+    addresses: tuple[str, ...], me: PeerId, model: Manifest
+) -> Advertisement:
+    """Return the advertisement of a peer that keeps or learns: it serves no layer, and will not."""
     return Advertisement(
         peer=me,
         addresses=addresses,

@@ -2,6 +2,7 @@
 
     data/learning/KEY/rows-N.f32     the rows of a lesson in front of the trained layers
     data/learning/KEY/state.npz      where the learning stands, every ``KEEP_S``
+    data/learning/KEY/noise          what the noise is made of, where there is any
     data/learning/KEY/lock           held by the process that learns
 
 KEY is a hash over everything that the result depends on. So a run that was killed goes on when the
@@ -10,6 +11,7 @@ same is asked for again, and ends with the same adapter. The folder is removed a
 
 import fcntl
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import attrs
 import numpy as np
 import trio
 from blake3 import blake3
@@ -32,9 +35,16 @@ from p2pinfer.engine.llama.memory import available_bytes, check_runs, swap_bytes
 from p2pinfer.engine.store.adapters import Matrices, adapter_bytes, keep_adapter
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text
-from p2pinfer.engine.training.descent import Course, Example, LearningState, learn, mean_loss
+from p2pinfer.engine.training.descent import (
+    SECRET_BYTES,
+    Course,
+    Example,
+    LearningState,
+    learn,
+    mean_loss,
+)
 from p2pinfer.engine.training.network import Network
-from p2pinfer.engine.training.weights import MATRICES, read_top, top_bytes
+from p2pinfer.engine.training.weights import MATRICES, Floats, read_top, top_bytes
 from p2pinfer.node.lesson_rows import ComputeRows, RowsKept, Worded
 from p2pinfer.places import data_dir
 
@@ -99,7 +109,10 @@ def workplace(model: ModelId, data: bytes, options: Options) -> Iterator[Path]:
     Raises:
         UserError: another process is at it.
     """
-    said = json.dumps([model, asdict(options)], sort_keys=True).encode()
+    how = asdict(options)
+    if not options.course.noise:  # as before there was any: a task that was begun then goes on
+        del how["course"]["noise"]
+    said = json.dumps([model, how], sort_keys=True, default=attrs.asdict).encode()
     key = blake3(said + b"\0" + data, derive_key_context=_KEY_CONTEXT).hexdigest(length=16)
     folder = data_dir() / "learning" / key
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -203,7 +216,8 @@ async def _teach(
         _keep_state(folder, state, before)
     report.loss_before, report.held_out_before = before[0] or 0.0, before[1]
     report.resumed_at = state.step
-    steps = learn(network, state, learned, options.course)
+    secret = noise_secret(folder) if options.course.noise else b""
+    steps = learn(network, state, learned, options.course, secret)
     total, kept_s = options.course.steps(len(learned)), time.monotonic()
     tell(LearningProgress("learning", state.step, total))
     while True:
@@ -219,7 +233,7 @@ async def _teach(
     report.steps = state.step
     report.loss_after = await loss(state, learned) or 0.0
     report.held_out_after = await loss(state, unseen) if unseen else None
-    report.matrices = _matrices(network, state)
+    report.matrices = adapter_matrices(network, state.numbers)
     return report
 
 
@@ -241,6 +255,20 @@ def add_learned(
     return keep_adapter(model.store, base, report.matrices, alpha, name, base.license)
 
 
+def noise_secret(folder: Path) -> bytes:
+    """Return what the noise of a task is made of: random, and the same each time it goes on.
+
+    If it were drawn again for a step that is taken again, both together would show more.
+    """
+    path = folder / "noise"
+    if not path.exists():
+        draft = path.with_suffix(".new")
+        draft.touch(0o600)
+        draft.write_bytes(os.urandom(SECRET_BYTES))
+        draft.replace(path)
+    return path.read_bytes()
+
+
 def forget(folder: Path) -> None:
     """Remove the folder of a task that is done."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -258,16 +286,26 @@ async def _mean_loss(
     state: LearningState,
     examples: Sequence[Example],
 ) -> float:
+    return await mean_losses(network, may_work, state.numbers, examples)
+
+
+async def mean_losses(
+    network: Network,
+    may_work: Callable[[], Awaitable[None]],
+    numbers: Floats,
+    examples: Sequence[Example],
+) -> float:
+    """Return the mean loss of some examples; waits between them as ``may_work`` says."""
     found = []
     for example in examples:
         await may_work()
-        one = await trio.to_thread.run_sync(mean_loss, network, state.numbers, [example])
-        found.append(one)
+        found.append(await trio.to_thread.run_sync(mean_loss, network, numbers, [example]))
     return float(np.mean(found))
 
 
-def _matrices(network: Network, state: LearningState) -> Matrices:
-    first, trained = network.shape.first, network.trained.views(state.numbers)
+def adapter_matrices(network: Network, numbers: Floats) -> Matrices:
+    """Return the adapter that some numbers make."""
+    first, trained = network.shape.first, network.trained.views(numbers)
     return {
         f"blk.{first + index}.{name}": (network.frozen[index][name], trained[index][name])
         for index in range(len(network.top.layers))

@@ -3,71 +3,54 @@
 import logging
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import trio
-from attrs import asdict, evolve
+from attrs import asdict, astuple, evolve, frozen
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerAccount, LedgerEntry, accounts
 from p2pinfer.core.manifest import Manifest, layer_part
-from p2pinfer.core.statement import Statement, work_of
+from p2pinfer.core.statement import NOTHING, Amounts, Statement
+from p2pinfer.node import ledger_tables as tables
+from p2pinfer.node.sponsors import clock_ms
 from p2pinfer.places import data_dir
-from scheduler.credit import Debts
+from scheduler.credit import Debts, Passed
 
 _log = logging.getLogger("p2pinfer.ledger")
 
 LOCKED_S_MAX = 5.0
 """How long to wait while another process writes."""
 
-ENTRIES_MAX = 100_000
-"""The oldest are deleted first: 20 MB, a year with many answers a day."""
+ENTRIES_MAX = 10_000
+"""Of sessions, each with its terms; the oldest are folded into sums by day and peer, of which there
+are as many. 5 MB, and read in some milliseconds, which each minute is done twice."""
 
 QUEUED_ENTRIES_MAX = 1024
 """Ended sessions that are not written yet: more than a peer has at once."""
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS work (
-    side TEXT NOT NULL, server TEXT NOT NULL, user TEXT NOT NULL, terms BLOB NOT NULL,
-    first INTEGER NOT NULL, last INTEGER NOT NULL, rows INTEGER NOT NULL,
-    PRIMARY KEY (side, server, terms, first, last)
-)
-"""
-_ADDED = ("weights", "day")
-"""Columns that ledgers of earlier releases lack: the bytes of the layers' weights, and the day
-since 1970 on which the session ended."""
-
-_ADD = "ALTER TABLE work ADD COLUMN {} INTEGER NOT NULL DEFAULT 0"
-
-_STATEMENTS = """
-CREATE TABLE IF NOT EXISTS statements (
-    user TEXT NOT NULL, server TEXT NOT NULL, count INTEGER NOT NULL, work INTEGER NOT NULL,
-    signature BLOB NOT NULL, PRIMARY KEY (user, server)
-)
-"""
 _KEEP = """
 INSERT INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET rows = max(rows, excluded.rows)
 """
-_TRIM = """
-DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?
+_MOVED = """
+INSERT INTO moved VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET sent = sent + excluded.sent, kept = kept + excluded.kept
 """
-
-_ALL_STATEMENTS = "SELECT user, server, count, work, signature FROM statements ORDER BY work DESC"
+_PASSED = """
+INSERT INTO passed VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET work = work + excluded.work
+"""
+_LAYER_ROWS = """
+SELECT server, user, terms, first, last, rows, weights FROM work WHERE side = ?
+"""
+_FOLDED_ROWS = "SELECT peer, sum(rows) FROM folded WHERE side = ? GROUP BY 1"
 _OWN_PEERS = "SELECT DISTINCT server FROM work WHERE side = ?"
-_WORK = "SELECT side, server, user, terms, first, last, rows, weights FROM work"
-_DAILY = "SELECT side, day, rows, weights FROM work"
-_LARGEST_WORK = (
-    "SELECT user, server, count, work, signature FROM statements WHERE {} = ? ORDER BY work DESC"
-)
-
-_DROP = "DELETE FROM statements WHERE user = ? AND server = ?"
 
 DAYS_SHOWN = 30
 
@@ -93,11 +76,26 @@ class Side(StrEnum):
 _SIDES = ((Side.USED, "server"), (Side.SERVED, "user"))
 
 
+@frozen
+class Moved:
+    """Parts and space, between this machine and a peer."""
+
+    side: Side
+    peer: PeerId
+    sent_bytes: int = 0
+    kept_byte_s: int = 0
+
+
 class LedgerDb:
     """The ledger's file; each call opens it, so that processes can share it."""
 
-    def __init__(self, path: Path, today: Callable[[], int] = today) -> None:
-        self._path, self._today = path, today
+    def __init__(
+        self,
+        path: Path,
+        today: Callable[[], int] = today,
+        clock_ms: Callable[[], int] = clock_ms,
+    ) -> None:
+        self._path, self._today, self._clock_ms = path, today, clock_ms
 
     def keep(self, side: Side, entries: Iterable[LedgerEntry]) -> None:
         """Add entries durably; a known entry's rows only grow, so nothing counts twice.
@@ -114,86 +112,171 @@ class LedgerDb:
         if rows:
             with self._open() as database:
                 database.executemany(_KEEP, rows)
-                database.execute(_TRIM, (ENTRIES_MAX,))
+                tables.trim(database, Side.USED, ENTRIES_MAX)
+
+    def move(self, moved: Iterable[Moved]) -> None:
+        """Add parts that were sent and shares that were kept, durably; raises UserError."""
+        day = self._today()
+        rows = [(m.side, m.peer, day, m.sent_bytes, m.kept_byte_s) for m in moved]
+        if rows:
+            with self._open() as database:
+                database.executemany(_MOVED, rows)
+                tables.trim(database, Side.USED, ENTRIES_MAX)
 
     def accounts(self) -> list[LedgerAccount]:
         """Return the work between this machine and each peer; raises UserError."""
+        sides: list[list[LedgerEntry]] = []
         with self._open() as database:
-            found = database.execute(_WORK).fetchall()
-        sides: dict[str, list[LedgerEntry]] = {Side.SERVED: [], Side.USED: []}
-        for side, server, user, *rest in found:
-            sides[side].append(LedgerEntry(PeerId(server), PeerId(user), *rest))
-        return accounts(sides[Side.SERVED], sides[Side.USED])
+            for side in (Side.SERVED, Side.USED):
+                found = database.execute(_LAYER_ROWS, (side,))
+                entries = [LedgerEntry(PeerId(s), PeerId(u), *rest) for s, u, *rest in found]
+                folded = database.execute(_FOLDED_ROWS, (side,))
+                # One layer stands for those of the entries whose sum it is.
+                entries += [
+                    LedgerEntry(PeerId(peer), PeerId(peer), b"", 0, 1, rows)
+                    for peer, rows in folded
+                ]
+                sides.append(entries)
+        return accounts(*sides)
 
     def debts(self, me: PeerId) -> Debts:
-        """Return the work done by and for this machine, in megabyte-rows; raises UserError."""
+        """Return what was done by and for this machine, as credit counts it; raises UserError."""
         with self._open() as database:
-            had, given = (_totals(database, *each) for each in _SIDES)
-            stated = {each.user: each.work for each in _statements(database, "server", me)}
-        return Debts(had, given, stated)
+            had, given = (tables.totals(database, *each) for each in _SIDES)
+            stated = {s.user: s.amounts for s in tables.statements(database, "server", me)}
+            passed = tables.passed(database)
+        kept = {peer: Amounts(kept=said.kept) for peer, said in stated.items()}
+        return Debts(
+            {peer: amounts.worth for peer, amounts in had.items()},
+            {
+                # Only the user of kept shares looks whether they are there, so its word counts.
+                peer: (given.get(peer, NOTHING) + kept.get(peer, NOTHING)).worth
+                for peer in given.keys() | kept.keys()
+            },
+            {
+                peer: max(0, amounts.work - stated.get(peer, NOTHING).work)
+                for peer, amounts in given.items()
+            },
+            passed,
+        )
+
+    def pass_on(self, charges: Passed) -> None:
+        """Add what askers had on others' accounts; raises UserError."""
+        with self._open() as database:
+            rows = [(*pair, work) for pair, work in charges.items()]
+            database.executemany(_PASSED, rows)
 
     def state(self, me: PeerId, sign: Callable[[bytes], bytes]) -> list[Statement]:
-        """Sign for work that no peer of this machine has stated yet; return the newest of each.
+        """Sign for what no peer of this machine has stated yet.
+
+        Returns:
+            The newest statements to servers that have not countersigned them.
 
         Raises:
             UserError: the file cannot be used.
         """
         with self._open() as database:
             database.execute("BEGIN IMMEDIATE")  # another process may be stating, too
-            stated: Counter[str] = Counter()
-            for server, work in database.execute("SELECT server, work FROM statements"):
-                stated[server] += work
-            mine = {each.server: each for each in _statements(database, "user", me)}
-            for server, work in _totals(database, *_SIDES[0]).items():
-                if server == me or work <= stated[server]:
+            stated = tables.stated_by_server(database)
+            mine = {each.server: each for each in tables.statements(database, "user", me)}
+            for server, had in tables.totals(database, *_SIDES[0]).items():
+                more = had.beyond(stated.get(server, NOTHING))
+                if server == me or more == NOTHING:
                     continue
                 last = mine.get(server)
-                count, before = (last.count, last.work) if last else (0, 0)
-                made = Statement(me, server, count + 1, before + work - stated[server])
+                number = max(last.count + 1 if last else 1, self._clock_ms())
+                work, sent, kept = astuple((last.amounts if last else NOTHING) + more)
+                made = Statement(me, server, number, work, sent=sent, kept=kept)
                 mine[server] = evolve(made, signature=sign(made.to_sign()))
-                _put(database, mine[server])
-        return list(mine.values())
+                tables.put(database, mine[server])
+            agreed = tables.agreed(database, me)
+        return [each for server, each in mine.items() if server not in agreed]
+
+    def agree(self, statement: Statement, countersignature: bytes) -> bool:
+        """Keep a server's word for a statement of a peer of this machine; raises UserError.
+
+        One that the books lack, since they were put back from a copy, is taken over.
+
+        Returns:
+            Whether the books hold it now; not where they hold a newer one.
+        """
+        with self._open() as database:
+            database.execute("BEGIN IMMEDIATE")
+            known = tables.statements(database, "user", statement.user)
+            own = next((each for each in known if each.server == statement.server), None)
+            is_newest = own is None or own.count <= statement.count
+            if is_newest:
+                tables.put(database, statement, countersignature)
+            return is_newest
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Yield what was given and had by day and peer, then all statements; raises UserError."""
+        with self._open() as database:
+            had, given = (tables.daily(database, *each) for each in _SIDES)
+            found = tables.all_statements(database)
+        for day, peer in sorted(had.keys() | given.keys()):
+            sides = (("given", given), ("had", had))
+            sums = {
+                f"{side}_{name}": amount
+                for side, by_day in sides
+                for name, amount in asdict(by_day.get((day, peer), NOTHING)).items()
+            }
+            yield {"kind": "day", "day": _date(day), "peer": peer, **sums}
+        for statement, countersignature in found:
+            yield {"kind": "statement", **_shown(statement, countersignature)}
 
     def report(self) -> dict[str, Any]:
         """Return what was given and had, per peer and day, and all statements; raises UserError.
 
-        Work is in megabyte-rows; days are counted from 1970, the last ``DAYS_SHOWN`` alone.
+        All in megabyte-rows (see ``Amounts.worth``), but for the amounts beside work, which stand
+        by themselves, too; days are counted from 1970, the last ``DAYS_SHOWN`` alone.
         """
         with self._open() as database:
-            had, given = (_totals(database, *each) for each in _SIDES)
+            had, given = (tables.totals(database, *each) for each in _SIDES)
             days = {at: [0, 0] for at in range(self._today() - DAYS_SHOWN + 1, self._today() + 1)}
-            for side, day, rows, weights in database.execute(_DAILY):
-                if day in days:
-                    days[day][side == Side.USED] += work_of(rows, weights)
-            found = [_stated(each) for each in database.execute(_ALL_STATEMENTS)]
+            for place, each in enumerate(reversed(_SIDES)):
+                for (day, _), amounts in tables.daily(database, *each).items():
+                    if day in days:
+                        days[day][place] += amounts.worth
+            found = tables.all_statements(database)
             here = {server for (server,) in database.execute(_OWN_PEERS, (Side.SERVED,))}
-        peers = sorted(had | given, key=lambda peer: (-had[peer] - given[peer], peer))
-        stated = {each.user: each.work for each in found if each.user not in here}
-        owned = {each.server: each.work for each in found if each.server not in here}
+        sums = {
+            peer: (given.get(peer, NOTHING), had.get(peer, NOTHING))
+            for peer in had.keys() | given.keys()
+        }
+        peers = sorted(sums, key=lambda peer: (-sum(each.worth for each in sums[peer]), peer))
+        stated = {s.user: s.amounts.worth for s, _ in found if s.user not in here}
+        owned = {s.server: s.amounts.worth for s, _ in found if s.server not in here}
+        by_both = {s.server for s, agreed in found if agreed}
         return {
-            "given": sum(given.values()),
-            "had": sum(had.values()),
+            "given": sum(one.worth for one, _ in sums.values()),
+            "had": sum(two.worth for _, two in sums.values()),
             "days": [{"day": day, "given": one, "had": two} for day, (one, two) in days.items()],
             "peers": [
                 {
                     "peer": peer,
-                    "given": given[peer],
-                    "had": had[peer],
+                    "given": sums[peer][0].worth,
+                    "had": sums[peer][1].worth,
                     "signed_by_it": stated.get(peer, 0),
                     "signed_to_it": owned.get(peer, 0),
+                    "agreed": peer in by_both,
+                    "amounts": {
+                        "given": asdict(sums[peer][0]),
+                        "had": asdict(sums[peer][1]),
+                    },
                 }
                 for peer in peers
             ],
-            "statements": [{**asdict(each), "signature": each.signature.hex()} for each in found],
+            "statements": [_shown(*each) for each in found],
         }
 
     def in_favour(self, me: PeerId) -> list[Statement]:
         """Return the newest statement of each peer in one's favour, the largest first."""
         with self._open() as database:
-            return _statements(database, "server", me)
+            return tables.statements(database, "server", me)
 
-    def note(self, statement: Statement) -> None:
-        """Keep a statement that was made to a peer of this machine.
+    def note(self, statement: Statement) -> Statement:
+        """Keep a statement that was made to a peer of this machine; return the newest of its pair.
 
         Raises:
             Contradiction: it and an earlier one cannot both be true.
@@ -201,12 +284,13 @@ class LedgerDb:
         """
         with self._open() as database:
             database.execute("BEGIN IMMEDIATE")
-            known = _statements(database, "server", statement.server)
+            known = tables.statements(database, "server", statement.server)
             before = next((each for each in known if each.user == statement.user), None)
-            if before is None or statement.follows(before):
-                _put(database, statement)
-                for each in known[STATEMENTS_KEPT_MAX:]:
-                    database.execute(_DROP, (each.user, each.server))
+            if before and not statement.follows(before):
+                return before
+            tables.put(database, statement)
+            tables.drop(database, known[STATEMENTS_KEPT_MAX:])
+        return statement
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -215,12 +299,7 @@ class LedgerDb:
             database = sqlite3.connect(self._path, timeout=LOCKED_S_MAX)
             try:
                 with database:  # one transaction
-                    database.execute(_TABLE)
-                    database.execute(_STATEMENTS)
-                    known = {name for _, name, *_ in database.execute("PRAGMA table_info(work)")}
-                    for name in _ADDED:
-                        if name not in known:
-                            database.execute(_ADD.format(name))
+                    tables.make(database)
                     yield database
             finally:
                 database.close()
@@ -230,29 +309,15 @@ class LedgerDb:
             ) from error
 
 
-def _totals(database: sqlite3.Connection, side: Side, whose: str) -> Counter[PeerId]:
-    """Return the work of one side by the peer at the other end, in megabyte-rows."""
-    found: Counter[PeerId] = Counter()
-    query = f"SELECT {whose}, rows, weights FROM work WHERE side = ?"  # noqa: S608 -- a column of ours
-    for peer, rows, weights in database.execute(query, (side,)):
-        found[PeerId(peer)] += work_of(rows, weights)
-    return found
+def _shown(statement: Statement, countersignature: bytes) -> dict[str, Any]:
+    """Return a statement as text and numbers; without a countersignature, that is empty."""
+    said = {**asdict(statement), "signature": statement.signature.hex()}
+    return said | {"countersignature": countersignature.hex()}
 
 
-def _statements(database: sqlite3.Connection, whose: str, peer: PeerId) -> list[Statement]:
-    """Return the statements by a peer, or in its favour, the largest first."""
-    found = database.execute(_LARGEST_WORK.format(whose), (peer,))
-    return [_stated(each) for each in found]
-
-
-def _stated(row: tuple[Any, ...]) -> Statement:
-    user, server, *rest = row
-    return Statement(PeerId(user), PeerId(server), *rest)
-
-
-def _put(database: sqlite3.Connection, made: Statement) -> None:
-    values = (made.user, made.server, made.count, made.work, made.signature)
-    database.execute("REPLACE INTO statements VALUES (?, ?, ?, ?, ?)", values)
+def _date(day: int) -> str:
+    """Return a day counted from 1970 as a date; empty for work of before days were kept."""
+    return date.fromordinal(date(1970, 1, 1).toordinal() + day).isoformat() if day else ""
 
 
 def weighed(entry: LedgerEntry, manifest: Manifest) -> LedgerEntry:

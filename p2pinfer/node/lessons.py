@@ -58,7 +58,7 @@ def read_lessons(path: Path) -> tuple[list[Lesson], bytes]:
     for number, line in enumerate(data.splitlines(), 1):
         if line.strip():
             try:
-                found.append(Lesson(number, tuple(_messages(line))))
+                found.append(Lesson(number, tuple(lesson_messages(line))))
             except ValueError as error:
                 problems.append((number, str(error)))
     refuse(path, problems)
@@ -85,7 +85,7 @@ def hold_out(lessons: Sequence[Lesson], share: float, seed: int) -> set[int]:
     return set(chance.sample(range(len(lessons)), count))
 
 
-def _messages(line: bytes) -> Iterator[Message]:
+def lesson_messages(line: bytes) -> Iterator[Message]:
     """Yield a line's messages; raises ValueError with what is wrong, after "line 7"."""
     try:
         value = json.loads(line)

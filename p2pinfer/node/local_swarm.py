@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,9 +13,12 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
+from p2pinfer.engine.gpu import AUTO, OFF, Gpu
+from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.loading_steps import Step, ignore
@@ -63,7 +66,7 @@ def share_layers(model: PartsModel, peers: int, keep: int, machine: Machine) -> 
     ranges = split_layers(keep, model.info.layers - keep, peers)
     for layers in ranges:
         plan_stage(model.header, layers.first, layers.end)
-    check_weights(model, (part.name for part in model.manifest.parts), peers)
+    check_weights(model, (part.name for part in model.manifest.parts), machine, peers)
     check_memory(model, model.info.layers, machine)
     return ranges
 
@@ -97,7 +100,7 @@ async def local_swarm(
         P2pinferError: a peer did not start; the text is its own error.
     """
     found: dict[int, LocalPeer] = {}
-    keep = "1" if ranges[0].first else "0"
+    keep = min(1, ranges[0].first)
     steps: dict[int, str] = {}  # of peers that do not serve yet
     seeded = trio.Event()  # set once the first peer, whose store is whole, serves
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
@@ -107,13 +110,11 @@ async def local_swarm(
                 own = homes / str(index) if homes and index else None
                 if own and not _holds(own, model, layers):
                     await seeded.wait()
-                ways_in = [address for peer in found.values() for address in peer.addresses]
+                ways_in = [way for peer in found.values() for way in peer.addresses]
                 command = [
-                    *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-                    *["--model", model.id, "--layers", str(layers), "--keep-layers", keep],
+                    *_join_command(machine, transport, model.id, keep),
+                    *["--layers", f"{layers}", "--identity", f"{home}/identity-{index}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
-                    *["--identity", str(Path(home) / f"identity-{index}")],
-                    *_common_options(machine, transport),
                 ]
                 log = Path(home) / f"log-{index}"
                 process = await nursery.start(run_peer, command, log, own)
@@ -137,23 +138,39 @@ async def local_swarm(
                         for index, layers in enumerate(ranges):
                             starting.start_soon(start, index, layers)
                 if waiting.cancelled_caught:
-                    late = next(iter(steps.values()), "some have not said why")
-                    raise P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {late}")
+                    raise _late(steps.values())
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
 
 
-def _common_options(machine: Machine, transport: str) -> list[str]:
-    """Return the options that all peers of a local swarm share."""
+def _late(steps: Iterable[str]) -> P2pinferError:
+    """Return what is said of peers that do not serve in time."""
+    why = next(iter(steps), "some have not said why")
+    return P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {why}")
+
+
+def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -> list[str]:
+    """Return what starts a peer, with the options that all of a local swarm share."""
     return [
+        *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
+        *["--model", model, "--keep-layers", str(keep)],
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions)],
+        # They are for this process alone.
+        *["--sessions-per-requester", str(machine.sessions)],
         # Without it, each of them finds out how long its sessions may be, as this process does.
         *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),
+        *["--gpu", _gpu(machine.gpu)],
     ]
+
+
+def _gpu(gpu: Gpu | None) -> str:
+    if gpu is None:
+        return OFF
+    return gpu.name if gpu.is_named else AUTO
 
 
 @contextmanager
@@ -211,7 +228,7 @@ async def run_peer(
 
 def _environment(home: Path | None) -> dict[str, str]:
     """Return the environment without this process's own options, such as --bootstrap."""
-    kept = ("P2PINFER_HOME",)
+    kept = ("P2PINFER_HOME", libraries.FOLDER_VARIABLE)
     found = {
         k: v for k, v in python_environment().items() if k in kept or not k.startswith("P2PINFER_")
     }

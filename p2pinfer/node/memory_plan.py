@@ -29,7 +29,7 @@ def inner_layers(model: Manifest, keep: int) -> LayerRange:
 
 def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
     """Return how many layers of a model it may choose, with their sessions, in the memory."""
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
+    room = budget_bytes(memory_bytes, machine.gpu) - WORKER_BYTES
     return max(0, min(room // layer_bytes(model, machine), _layers_of_use(model, keep)))
 
 
@@ -69,7 +69,7 @@ def for_stage(
     them, or they are all: nobody else may be there to serve what is left out. Further ones cost
     none.
     """
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
+    room = budget_bytes(memory_bytes, machine.gpu) - WORKER_BYTES
     is_fixed = is_fixed or layers == len(inner_layers(model.manifest, keep))
 
     def fits(count: int, length: int) -> bool:
@@ -88,10 +88,10 @@ def least_bytes(model: PartsModel, machine: Machine) -> int:
 def too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
     """Say that not even one layer fits, and what to do."""
     least = least_bytes(model, machine)
-    what = "--memory gives" if memory_bytes else "this machine can spare"
+    what = "--memory gives" if memory_bytes else f"{machine.gpu or 'this machine'} can spare"
     return (
         f"one layer of {model.info.name} with {machine.sessions} sessions of"
         f" {machine.context:,} positions takes {mib(least)}, but {what}"
-        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
-        " more --memory"
+        f" only {mib(budget_bytes(memory_bytes, machine.gpu))}: choose a smaller --context, fewer"
+        " --sessions, or more --memory"
     )

@@ -31,7 +31,7 @@ from peers.discovery.directory import Directory
 from peers.parts.describe import Blame, Tell, fetch_manifest, log_blame
 from peers.parts.fetch import fetch_parts
 from peers.parts.link import Holder
-from peers.parts.protocol import in_thread
+from peers.parts.protocol import Moved, in_thread
 from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.parts")
@@ -241,6 +241,12 @@ def remove_model(store: Store, model: ModelId) -> int:
     return freed
 
 
+def is_whole_here(model: ModelId, store: Store) -> bool:
+    """Whether all parts of a model are here."""
+    manifest = store.manifest(model)
+    return manifest is not None and _is_whole(manifest, store)
+
+
 def open_whole(model: ModelId, store: Store) -> PartsModel:
     """Open a model whose parts are all here; raises UserError."""
     manifest = store.manifest(model)
@@ -280,6 +286,7 @@ async def obtain(
     tell: Tell,
     chance: Random,
     blame: Blame = log_blame,
+    had: Moved = lambda *_: None,
 ) -> tuple[PartsModel, T]:
     """Fetch the parts of a model that the store lacks, and make something from them.
 
@@ -293,6 +300,7 @@ async def obtain(
         tell: called with the progress of the transfer, and what it waits for.
         chance: picks where in the parts to start, so that peers soon have parts for each other.
         blame: called with the error of a peer that sent wrong data, which is not asked again.
+        had: called with each peer that gave chunks, and how many bytes.
 
     Raises:
         BadManifest, BadModelFile, UnsupportedModel: the model itself is faulty.
@@ -309,7 +317,15 @@ async def obtain(
     for repairs in range(REPAIRS_MAX + 1):
         try:
             await fetch_parts(
-                transport, holders, store, manifest, names, tell, start=chance.random(), blame=blame
+                transport,
+                holders,
+                store,
+                manifest,
+                names,
+                tell,
+                start=chance.random(),
+                blame=blame,
+                had=had,
             )
             opened = await in_thread(open_parts, store, manifest, cache_dir())
             return opened, await in_thread(make, opened)

@@ -12,6 +12,7 @@ from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.node.checks_db import ProvedRows, open_checks
 from p2pinfer.node.reach_words import way_to
 from p2pinfer.node.reputation_file import load_standings
 from p2pinfer.node.swarm_connection import (
@@ -43,6 +44,8 @@ class ObservedPeer:
     """Its standing with this machine, from 0 to 1, if it has worked for it."""
     way: str = ""
     """How it is reached from here, in words."""
+    proved: ProvedRows | None = None
+    """What was checked of rows that it opened to this machine."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -67,6 +70,7 @@ class ObservedPeer:
             "way": self.way,
             "round_trip_ms": None if self.round_trip_s is None else 1000 * self.round_trip_s,
             "standing": self.standing,
+            "proved": self.proved and self.proved.as_dict(),
             "clock_ahead_s": round(self.clock_ahead_s, 1),
         }
 
@@ -129,6 +133,7 @@ class Observer:
                 for each in said[:REACHED_MAX]:
                     nursery.start_soon(call, each)
         called = {a.peer for a in said[:REACHED_MAX]}
+        proved = await trio.to_thread.run_sync(open_checks().by_peer)
         return [
             ObservedPeer(
                 a,
@@ -141,6 +146,7 @@ class Observer:
                     self.transport.relay_to(a.peer),
                     is_connected=a.peer in reached,
                 ),
+                proved.get(a.peer),
             )
             for a in said
         ]

@@ -18,13 +18,14 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.bookkeeping import keep_accounts
+from p2pinfer.node.bookkeeping import counting, keep_accounts
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -61,12 +62,13 @@ from peers.discovery.directory import Directory
 from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
 from peers.parts.keep_server import KeepServer
-from peers.parts.protocol import in_thread
+from peers.parts.protocol import Tally, in_thread
 from peers.parts.server import PartsServer
 from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
+from peers.serving.credit import Credit
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Transport
 from transports.identity import Identity
@@ -110,6 +112,8 @@ class PeerOptions:
     """Rest while the machine is on battery or busy with other work."""
     keep_bytes: int = 0
     """Disk lent to the model, besides what it serves."""
+    sessions_per_requester: int = SESSIONS_PER_REQUESTER_DEFAULT
+    """How many sessions one requester may have here at once."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ async def serve_peers(options: Sequence[PeerOptions], store: Store, hooks: Hooks
     To the swarm a peer serves one model, so this machine is as many peers as it serves models. They
     share its memory, and leave together. Raises as ``serve_peer``.
     """
-    total = budget_bytes(options[0].memory_bytes)
+    total = budget_bytes(options[0].memory_bytes, options[0].machine.gpu)
     shared = SharedMemory(total, len(options)) if len(options) > 1 else None
     with lone_errors():
         async with trio.open_nursery() as nursery:
@@ -190,7 +194,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             me = transport.peer_id
             find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
             transport.seek_relays(find)
-        keep_server = _listen_for_parts(transport, store)
+        tally = await stack.enter_async_context(counting(nursery))
+        keep_server = _listen_for_parts(transport, store, tally)
         server: Server | None = None
         network = name_of(options.network)
 
@@ -205,12 +210,12 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
             await _enter(swarm, options, hooks)
             model_id = options.model or await swarm.pick_model(hooks.default_model)
-            supplies = _Supplies(swarm, store, model_id, options, hooks)
+            supplies = _Supplies(swarm, store, model_id, options, hooks, tally)
             model = await supplies.open_model()
             memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
-        signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
+        signer, accounts, credit = keep_accounts(swarm, model, network, bookkeeper)
         Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts, memory_bytes)
@@ -218,16 +223,19 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
         if options.keep_bytes:
             space = options.keep_bytes
-            keep = make_keeper(swarm, store, model.manifest, keep_server, space, say=hooks.say)
+            keep = make_keeper(
+                swarm, store, model.manifest, keep_server, space, say=hooks.say, tally=tally
+            )
             nursery.start_soon(keep.run)
-        await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
+        frauds = _frauds(swarm, model, server, credit)
+        await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
 
 
-def _listen_for_parts(transport: Transport, store: Store) -> KeepServer:
+def _listen_for_parts(transport: Transport, store: Store, tally: Tally) -> KeepServer:
     """Serve stored parts, and tell others how their model is kept here."""
-    PartsServer(transport, store).listen()
+    PartsServer(transport, store, on_sent=tally.sent).listen()
     server = KeepServer(transport, store)
     server.listen()
     return server
@@ -245,7 +253,7 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server, credit: Credit) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
     model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
@@ -262,6 +270,7 @@ def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds
         steps=steps,
     )
     frauds.listen()
+    credit.on_double = frauds.report
     return frauds
 
 
@@ -316,6 +325,7 @@ class _Supplies:
     model: ModelId
     options: PeerOptions
     hooks: Hooks
+    tally: Tally
     machine: Machine | None = None
     """What is given to sessions, once that was decided."""
     newest: Path | None = None
@@ -334,7 +344,8 @@ class _Supplies:
 
         def check(model: PartsModel) -> None:
             if fixed:
-                check_weights(model, model.manifest.needed(fixed.first, fixed.end))
+                needed = model.manifest.needed(fixed.first, fixed.end)
+                check_weights(model, needed, self.options.machine)
                 check_memory(model, len(fixed), self.options.machine)
 
         model, _ = await self._obtain(needed, check)
@@ -353,7 +364,7 @@ class _Supplies:
         model, path = await self._obtain(needed, make)
         self.newest = path
         machine = self.machine or for_model(self.options.machine, model)
-        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
+        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads, machine.gpu))
         async with open_stage(
             path,
             first,
@@ -362,6 +373,7 @@ class _Supplies:
             threads=machine.threads,
             long_context=machine.long_context,
             long_cells=machine.long_cells,
+            gpu=machine.gpu,
         ) as engine:
             yield engine
         if path != self.newest:  # the peer has moved, and no longer needs the slice
@@ -379,6 +391,7 @@ class _Supplies:
             make,
             self.hooks.tell,
             self.swarm.chance,
+            had=self.tally.had,
         )
 
 
@@ -428,7 +441,9 @@ def _compose(
         transport,
         supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, inner_layers(model.manifest, options.keep), fixed),
+        ServingPlan(
+            me, inner_layers(model.manifest, options.keep), fixed, options.sessions_per_requester
+        ),
         supplies.swarm.chance,
         clock_ms,
         hooks.leaving,

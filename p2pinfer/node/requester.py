@@ -27,6 +27,7 @@ from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Ends
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.model_header import have_same_tokens
+from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
 from p2pinfer.engine.llama.measured_bounds import bounds_of
 from p2pinfer.engine.llama.memory import (
@@ -44,10 +45,11 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
+from p2pinfer.node.bookkeeping import counting, keep_used
+from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books, weighed
-from p2pinfer.node.loading_steps import Step, ignore, loading
+from p2pinfer.node.loading_steps import Step, ignore, loading_ends
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
@@ -99,6 +101,8 @@ class Machine:
     """Positions of the longest session; 0: none is longer than usual."""
     long_sessions: int | None = None
     """How many may be so long at once; None: not decided yet, as many as memory allows."""
+    gpu: Gpu | None = None
+    """Where engines compute if that is exact, and whose memory counts; None: the CPU."""
 
     @property
     def long_cells(self) -> int:
@@ -144,7 +148,7 @@ def for_ends(machine: Machine, model: PartsModel, first: int, last: int) -> Mach
     machine = for_model(machine, model)
     needs = partial(sessions_bytes, model.header, first + last)
     weights = sum(model.manifest.part(name).size for name in model.manifest.ends(first, last))
-    room = budget_bytes(None) - weights - needs(machine.sessions, machine.context)
+    room = budget_bytes(None, machine.gpu) - weights - needs(machine.sessions, machine.context)
     return with_long_sessions(machine, lambda count, length: needs(count, length) <= room)
 
 
@@ -153,16 +157,20 @@ def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
     context = for_model(machine, model).context
     held = machine.sessions + aside_sessions(machine.sessions)
     needed = sessions_bytes(model.header, layers, held, context)
-    check_fits(needed, available_bytes(), machine.sessions, context)
+    free = machine.gpu.free_bytes if machine.gpu else available_bytes()
+    check_fits(needed, free, machine.sessions, context)
 
 
-def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> None:
+def check_weights(
+    model: PartsModel, parts: Iterable[str], machine: Machine, peers: int = 0
+) -> None:
     """Raise UserError if an engine with these parts, and N local peers, cannot run here."""
     weights = sum(model.manifest.part(name).size for name in set(parts))
     needed = weights + WORKER_BYTES + peers * (NODE_BYTES + WORKER_BYTES)
     name = model.info.name
     what = f"{name} with {peers} local peers" if peers else f"this machine's part of {name}"
-    check_runs(what, needed, available_bytes(), swap_bytes())
+    of_gpu = machine.gpu.free_bytes if machine.gpu else 0
+    check_runs(what, needed, available_bytes() + of_gpu, swap_bytes())
 
 
 def check_keep(model: Manifest, keep: int) -> None:
@@ -322,11 +330,8 @@ class Client(SwarmClient):
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
-        try:
-            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
-        except UserError as error:  # the answer itself is unaffected
-            _log.warning("%s", error)
+        await trio.to_thread.run_sync(open_checks().keep, trust)
+        await keep_used(evidence.work(position), self.model.manifest)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
@@ -346,7 +351,7 @@ def _check_held(options: ClientOptions, store: Store) -> None:
         check_keep(manifest, options.keep)
         with suppress(MissingChunk, DamagedPart):  # then it is fetched, and checked again
             model = open_parts(store, manifest, cache_dir())
-            check_weights(model, manifest.ends(options.keep))
+            check_weights(model, manifest.ends(options.keep), options.machine)
             check_memory(model, 2 * options.keep, options.machine)
 
 
@@ -358,14 +363,6 @@ def _sponsor(
     if options.sponsored:
         nursery.start_soon(sponsorship.run)
     return sponsorship.current
-
-
-def _loading_ends(model: PartsModel, first: int, last: int, threads: int | None) -> str:
-    layers = model.info.layers
-    own = f"this machine's own layers, 0:{first} and {layers - last}:{layers}"
-    if not first + last:
-        own = "the embedding and the head"
-    return loading(own, model.end_paths(first, last), threads)
 
 
 def _open_ends(
@@ -380,6 +377,7 @@ def _open_ends(
         threads=machine.threads,
         long_context=machine.long_context,
         long_cells=machine.long_cells,
+        gpu=machine.gpu,
     )
 
 
@@ -393,7 +391,7 @@ def _open_draft_model(
             f"--draft-model {small.info.name} has other tokens than {model.info.name}: choose a"
             " smaller model of the same family"
         )
-    check_weights(small, (part.name for part in small.manifest.parts))
+    check_weights(small, (part.name for part in small.manifest.parts), options.machine)
     check_memory(small, small.info.layers, options.machine)
     half = small.info.layers // 2
     machine = for_ends(options.machine, small, half, half)
@@ -452,7 +450,7 @@ async def open_client(
 
     def make(model: PartsModel) -> tuple[PartsModel, tuple[Path, Path]]:
         own = open_parts(store, child, cache_dir()) if child else model
-        check_weights(own, own.manifest.ends(first, last))
+        check_weights(own, own.manifest.ends(first, last), options.machine)
         check_memory(own, first + last, for_model(options.machine, own))
         return own, own.ends(first, last)
 
@@ -474,12 +472,14 @@ async def open_client(
             child, base, (first, last) = found
             named = base.id
             directory.follow(named)
-        model, (own, (first_end, last_end)) = await obtain(
-            transport, directory, store, named, needed, make, tell, swarm.chance
-        )
-        step(_loading_ends(own, first, last, options.machine.threads))
+        async with counting() as tally:
+            model, (own, (first_end, last_end)) = await obtain(
+                transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
+            )
+        machine = options.machine
+        step(loading_ends(own, first, last, machine.threads, machine.gpu))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
+            _open_ends(own, first_end, last_end, for_ends(machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

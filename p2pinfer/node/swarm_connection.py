@@ -1,26 +1,32 @@
 """The one way to join a swarm: a transport, and a directory of its peers."""
 
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import trio
 
-from p2pinfer.core.errors import NobodyServes, lone_errors
+from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.logs import note
 from p2pinfer.node.guest_tokens import GuestTokens
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
+from p2pinfer.node.networks import Membership, is_network_file, open_network
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
+from peers.discovery.enrolment import Enrolment
 from peers.steps.messaging import SESSION
 from transports import dnsaddr
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import are_only_here
+from transports.secret import read_network_key
 
 RESOLVE_S = 30.0
 """How often names are asked for while no peer is known; a resolver's own cache spares the rest."""
@@ -51,20 +57,60 @@ def open_transport(
     return open_libp2p(identity, listen, network, announce=announce, guests=guests)
 
 
+def _enrol(
+    transport: GuardedTransport, directory: Directory, members: Membership, chance: random.Random
+) -> Enrolment:
+    """Return what keeps this machine a member; it answers others from now on."""
+
+    def known() -> Sequence[tuple[PeerId, tuple[str, ...]]]:
+        connected = [(peer, ()) for peer in members.proven]
+        return [*connected, *((each.peer, each.addresses) for each in directory.peers())]
+
+    found = Enrolment(transport, members, known, chance, secrets.token_bytes)
+    found.listen()
+    return found
+
+
 def name_of(network: str | Reach) -> str:
     """Return a network's name."""
     return network if isinstance(network, str) else network.network
 
 
+def read_key(path: Path, network: str) -> tuple[str, bytes, Membership | None]:
+    """Return a private network's name and key, and this machine's part in one of founders.
+
+    Raises:
+        UserError: the file cannot be used, or is of a network of another name.
+    """
+    if not is_network_file(path):
+        return network, read_network_key(path), None
+    members = open_network(path)
+    name = members.founding.network
+    if network not in ("main", name):
+        raise UserError(f"{path} is of the network {name}, and not of {network}: omit --network")
+    if not members.is_admitted:
+        note(
+            f"this machine's membership of {name} has ended: only peers of its founders admit it,"
+            " and renew it unless they have expelled it"
+        )
+    return name, members.founding.key, members
+
+
 def reach_of(
-    network: str, key: bytes | None, mdns: bool | None, dht: bool | None, named: Sequence[str]
+    network: str,
+    key: bytes | None,
+    mdns: bool | None,
+    dht: bool | None,
+    named: Sequence[str],
+    members: Membership | None = None,
 ) -> Reach:
     """Return how to reach a swarm; mDNS and the DHT are on unless switched off.
 
     None for either is yes, unless all addresses that are named are of this machine alone.
     """
     looks = not are_only_here(named)
-    return Reach(network, key, looks if mdns is None else mdns, looks if dht is None else dht)
+    mdns, dht = (looks if flag is None else flag for flag in (mdns, dht))
+    return Reach(network, key, mdns, dht, members=members)
 
 
 def looks_around(network: str | Reach) -> bool:
@@ -219,6 +265,8 @@ async def open_swarm_connection(
         ):
             transport = GuardedTransport(inner)
             directory = Directory(transport, identity, chance, clock_ms=clock_ms)
+            if isinstance(network, Reach) and isinstance(network.members, Membership):
+                nursery.start_soon(_enrol(transport, directory, network.members, chance).run)
             transport.prefer_direct({SESSION}, directory.said_addresses)
             try:
                 yield SwarmConnection(

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from p2pinfer.core import certificate as file
-from p2pinfer.core import fraud
+from p2pinfer.core import double_statement, fraud
 from p2pinfer.core.certificate import Certificate
 from p2pinfer.core.continuity import Vouched
 from p2pinfer.core.errors import P2pinferError
@@ -77,6 +77,8 @@ class Verified:
 
 async def verify_file(data: bytes, store: Store) -> Verified:
     """Check a certificate's bytes, or a fraud proof's, as far as this machine can."""
+    if data.startswith(double_statement.MAGIC):
+        return _verify_statements(data)
     if data.startswith(fraud.MAGIC):
         return await _verify_proof(data, store)
     if not data.startswith(file.MAGIC):
@@ -125,6 +127,19 @@ async def _verify_proof(data: bytes, store: Store) -> Verified:
     else:
         held, text = await _judge(found, open_parts(store, manifest, cache_dir()))
     return Verified((*findings, Finding("proof", held, text)))
+
+
+def _verify_statements(data: bytes) -> Verified:
+    """Check that a peer signed two sums under one number."""
+    try:
+        found = double_statement.parse(data, verify)
+    except BadFile as error:
+        return Verified((Finding("file", False, str(error)),))
+    accused, server = short(found.accused), short(found.author)
+    said = Finding("file", True, f"{len(data)} bytes, two statements to {server}")
+    sums = f"{found.one.amounts.worth:,} and {found.other.amounts.worth:,} megabyte-rows"
+    text = f"{accused} signed {sums} under the number {found.one.count}: it contradicts itself"
+    return Verified((said, Finding("proof", True, text)))
 
 
 async def _judge(found: FraudProof, model: PartsModel) -> tuple[bool | None, str]:

@@ -25,7 +25,7 @@ from peers.audits.inspector import choose_rows
 from peers.audits.steps import StepsJudge
 from transports.identity import verify
 
-NO_KEY = "this machine has neither the layers nor a proof key (p2pinfer key proof)"
+NO_KEY = "this machine has neither the layers nor a proof key (p2pinfer model proof-key)"
 
 
 @frozen
@@ -117,6 +117,8 @@ async def check_accusation(found: FraudProof, store: Store) -> tuple[bool | None
         verdict = await judge.judge(opening, by_layers=True)
     except P2pinferError as error:
         return None, str(error)
+    if verdict.fault and not verdict.fault.is_provable:
+        return None, f"{verdict.fault.text()}, too little to accuse {accused} of anything"
     if verdict.fault:
         return True, f"{verdict.fault.text()} from what {accused} says goes in: it cheated"
     return False, f"every step that {accused} opened holds: the accusation is false"

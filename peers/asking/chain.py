@@ -29,8 +29,11 @@ from p2pinfer.core.messages import (
 )
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.text import printable
+from peers.asking.pause import Pause
 from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
 from peers.asking.stage_handle import (
+    ANSWER_S_MAX,
+    REOPEN_S,
     StageHandle,
     check_step,
     is_relayed,
@@ -41,18 +44,12 @@ from peers.asking.stage_handle import (
 )
 from peers.receipts.session_evidence import Evidence
 from peers.steps.history import History
-from peers.steps.limits import CONNECT_S_MAX, OPEN_S_MAX
+from peers.steps.limits import OPEN_S_MAX
 from peers.steps.messaging import RefusedError, receive
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.chain")
-
-ANSWER_S_MAX = CONNECT_S_MAX + 1.0
-"""For a stage to carry out a command while a session is being repaired."""
-
-REOPEN_S = 10.0
-"""A peer that is lost again so soon is replaced: its relay was not the reason."""
 
 LOOK_STEPS = 16
 """Steps between two checks for a slow stage; every stage reports its time for each step."""
@@ -77,7 +74,7 @@ class Chain:
         self._exit: Channel | None = None
         number = opened.parent.number if opened.parent else 0
         self._number = self._received = self._forgotten = number
-        self._look_at, self._idle_from, self._is_waiting = number + LOOK_STEPS, -1, False
+        self._look_at, self._pause, self._is_waiting = number + LOOK_STEPS, Pause(), False
         self._failure: PeerError | None = None
         self._trouble, self._mended, self._rerouted = trio.Event(), trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last
@@ -110,6 +107,7 @@ class Chain:
     def send(self, position: int, rows: bytes, count: int, *, regime: Regime) -> None:
         """Send rows down the chain; never waits."""
         self._number += 1
+        self._pause.end()
         if self.evidence:
             self.evidence.goes_in(self._number, count, rows)
         self._outbox.put(Step(self._number, position, count, regime, rows))
@@ -154,7 +152,7 @@ class Chain:
 
     def rest(self) -> None:
         """Tell the stages that the session is idle until another step is sent."""
-        self._idle_from = self._number
+        self._pause.begin()
         for stage in self._stages:
             stage.say_idle(self._number)
 
@@ -220,7 +218,7 @@ class Chain:
     async def open(self, route: Sequence[Hop]) -> None:
         """Open the session at all stages, and link them; raises as ``opening.open_chain``."""
         me = self._transport.peer_id
-        self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
+        self._stages = await self._open_stages(route, me, OPEN_S_MAX, self._opened)
         blocks = all(stage.blocks for stage in self._stages)
         self._opened = evolve(self._opened, blocks=blocks)
         await self._link(self._loose_ends(), OPEN_S_MAX)
@@ -233,6 +231,7 @@ class Chain:
 
     async def wait_without(self, peer: PeerId) -> None:
         """Wait until another peer has taken the place of this one, or the session is over."""
+        self._pause.miss()
         while not self._failure and any(hop.peer == peer for hop in self.route):
             await self._rerouted.wait()
 
@@ -253,11 +252,12 @@ class Chain:
         self._outbox.history.close()
 
     async def _open_stages(
-        self, route: Sequence[Hop], previous: PeerId, timeout_s: float, *, is_new: bool = False
+        self, route: Sequence[Hop], previous: PeerId, timeout_s: float, opened: Open
     ) -> list[StageHandle]:
         """Open the session at consecutive stages; at all of them or at none."""
+        is_new = not self._stages
         found = await open_stages(
-            self._transport, self._opened, route, previous, timeout_s, is_new=is_new
+            self._transport, opened, route, previous, timeout_s, is_new=is_new
         )
         for stage in found:
             self._nursery.start_soon(stage.listen, self._heard)
@@ -267,6 +267,7 @@ class Chain:
         """Repair the chain whenever part of it is lost, until that fails."""
         while True:
             await self._trouble.wait()
+            await self._pause.wait_missed(self._repair, self._stages, self._failed)
             self._trouble = trio.Event()
             try:
                 await self._mend()
@@ -292,7 +293,7 @@ class Chain:
             elif ends := self._loose_ends():
                 await self._link(ends, ANSWER_S_MAX)
             elif not await self._improve():
-                if self._idle_from == self._number:
+                if self._pause.is_on:
                     self.rest()  # replacements do not know yet
                 return
 
@@ -397,8 +398,10 @@ class Chain:
         """Open the session at replacements for some stages; False if one of them refuses."""
         me, replaced = self._transport.peer_id, self._stages[places]
         before = self._stages[places.start - 1].hop.peer if places.start else me
+        is_again = any(stage.hop.peer == hop.peer for stage in replaced for hop in hops)
+        opened = evolve(self._opened, parent=None) if is_again else self._opened
         try:
-            self._stages[places] = await self._open_stages(hops, before, ANSWER_S_MAX)
+            self._stages[places] = await self._open_stages(hops, before, ANSWER_S_MAX, opened)
         except PeerError as refusal:
             _log.info("%s does not take the place: %s", refusal.peer, refusal)
             self._failed = noted(self._failed, refusal.peer)

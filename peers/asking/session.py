@@ -96,6 +96,8 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
+        self.scores: list[tuple[Candidate, ...]] = []
+        """Of the most recent prompt's tokens from the second on, where they were asked for."""
         self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
         """Called with where a prompt's rows begin, and those that the last stage sends of it."""
         self._may_draft, self._model, self._is_busy = drafts, model, is_busy
@@ -202,7 +204,10 @@ class Session:
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
             if self._model:
                 self._model.follow(prompt)
-            following, stages_us = await self._prefill(prompt)
+            scored = sampling.prompt_logprobs is not None and not said
+            following, stages_us = await self._prefill(prompt, scored=scored)
+            if following.rows:
+                self._reached = len(self.tokens) + 1  # in our own first layers
             drafter = text_drafter(prompt, self._model) if self._may_draft else None
             ahead = Ahead(
                 self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
@@ -239,9 +244,15 @@ class Session:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
 
-    async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
-        """Run the part of the prompt that the caches lack, in consecutive chunks."""
-        start = self.held_of(prompt)
+    async def _prefill(
+        self, prompt: Sequence[int], *, scored: bool
+    ) -> tuple[NextToken, tuple[int, ...]]:
+        """Run the part of the prompt that the caches lack, in consecutive chunks.
+
+        ``scored``: run all of it, and note how likely each token was.
+        """
+        start = 0 if scored else self.held_of(prompt)
+        self.scores = []
         self._reached = max(start, self._reached if start else 0)
         while any(rows > start for rows in self._lent):
             await self._changed.wait()
@@ -264,10 +275,18 @@ class Session:
                         for _ in range(window.came_back(now - sent_at.popleft(), now)):
                             room.release()
                         self.on_rows(at, step.rows)
-                        if end < len(prompt):
-                            await self._cells.absorb(at, step.rows, regime=regime)
+                        after = list(prompt[at + 1 : end + 1]) if scored else []
+                        if end == len(prompt):
+                            following = await self._cells.next(
+                                at, step.rows, regime=regime, following=after
+                            )
+                            self.scores += following.scores
+                        elif scored:
+                            self.scores += await self._cells.score(
+                                at, step.rows, after, regime=regime
+                            )
                         else:
-                            following = await self._cells.next(at, step.rows, regime=regime)
+                            await self._cells.absorb(at, step.rows, regime=regime)
                         self.tokens += prompt[at:end]
                         self._regimes += [regime] * (end - at)
                         self._tell_changed()

@@ -30,12 +30,18 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.wire import encode
-from peers.steps.limits import ROW_TYPE
+from peers.steps.limits import CONNECT_S_MAX, ROW_TYPE
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport, is_circuit
 
 A = TypeVar("A", Connected, Expecting)
 D = TypeVar("D", Opened, Linked, Attached)
+
+ANSWER_S_MAX = CONNECT_S_MAX + 1.0
+"""For a stage to carry out a command while a session is being repaired."""
+
+REOPEN_S = 10.0
+"""A peer that is lost again so soon is replaced: its relay was not the reason."""
 
 STILL_S_MAX = 120.0
 """For a step to come out of a chain that seems whole: a block of a prompt takes most of this where
@@ -178,9 +184,10 @@ async def open_stages(
 ) -> list[StageHandle]:
     """Open a session at consecutive stages, the first one after ``previous``.
 
-    It opens at all of them or at none; raises as ``reach``. If a stage refuses a new session with
-    a parent, which older peers do not know, it is asked again without; and so for blocks, unless
-    the parent's rows are of blocks.
+    It opens at all of them or at none; raises as ``reach``. If a stage refuses a session with a
+    parent, which older peers do not know, or since it has that very session, it is asked again
+    without. A new session is asked for again without blocks, too, unless the parent's rows are
+    of blocks. A replacement that has no such parent gets the rows from the stage before it.
     """
     previous_of = [previous, *(hop.peer for hop in route)]
     found: dict[int, StageHandle] = {}
@@ -188,18 +195,16 @@ async def open_stages(
     async def open_one(index: int, hop: Hop) -> None:
         before = previous_of[index]
         own = evolve(opened, previous=before, first=hop.first, end=hop.end)
-        if not is_new:
-            own = evolve(own, parent=None)  # a replacement gets the rows from the stage before it
         while True:
             try:
                 control, said = await reach(transport, hop, own, Opened, timeout_s)
                 break
             except RefusedError as error:
-                if not is_new or error.refused.code is not Refusal.BAD_REQUEST:
+                if error.refused.code is not Refusal.BAD_REQUEST:
                     raise
                 if own.parent:
                     own = evolve(own, parent=None)
-                elif own.blocks and not opened.parent:
+                elif is_new and own.blocks and not opened.parent:
                     own = evolve(own, blocks=False)
                 else:
                     raise

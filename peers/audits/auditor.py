@@ -22,7 +22,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
-from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
+from p2pinfer.core.trust import Audited, AuditVerdict, Trust, Unproved, choose_audits
 from p2pinfer.core.witness import OpenedRows, Rows, runs_of
 from peers.audits.inspector import Inspector
 from peers.audits.replay import OpenReplay, Replay, Vouching, cut
@@ -87,13 +87,14 @@ class Auditor:
         signed, and the stages already chosen are still audited: dying saves no cheat.
         """
         owed: frozenset[Hop] = frozenset()
+        unproved: list[Unproved] = []
         evidence.openings.clear()
         for _ in range(EXAMINED_TIMES_MAX):
             broken = await evidence.settle(position)
             if broken:
                 audits = await self._suspect(evidence, broken)
                 break
-            owed, audits = await self._sample(evidence, position, owed)
+            owed, audits, unproved = await self._sample(evidence, position, owed)
             if not any(map(is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
                 break
         stages = evidence.stages
@@ -103,35 +104,48 @@ class Auditor:
                 proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
                 self._on_fraud(proof)
         proof_rate = self._inspector.rate if self._inspector else 0.0
-        return Trust(len(stages), position, self.rate, broken, tuple(audits), proof_rate)
+        return Trust(
+            len(stages), position, self.rate, broken, tuple(audits), proof_rate, tuple(unproved)
+        )
 
     async def _sample(
         self, evidence: Evidence, position: int, owed: frozenset[Hop]
-    ) -> tuple[frozenset[Hop], list[Audited]]:
-        """Audit the stages still owed an audit and those that the nonce chooses; return both."""
+    ) -> tuple[frozenset[Hop], list[Audited], list[Unproved]]:
+        """Audit the stages still owed an audit and those that the nonce chooses.
+
+        Returns:
+            Those stages, what was found, and who could not be proven.
+        """
         stages = evidence.stages
         last = [stage.vouched(position).receipts[position] for stage in stages]
         chosen = choose_audits(evidence.nonce, [each.body() for each in last], self.rate)
         owed = owed.union(stages[index].hop for index in chosen)
         due = [index for index, stage in enumerate(stages) if stage.hop in owed]
-        found = [await self._prove_or_audit(evidence, index, last[index]) for index in due]
+        found: list[Audited | Unproved] = []
+        for index in due:
+            found += await self._prove_or_audit(evidence, index, last[index])
         if self._inspector:
             more = self._inspector.choose(evidence.nonce, [each.body() for each in last])
             for index in set(more).difference(due):
-                proved = await self._inspector.prove(evidence, index, last[index])
-                found += [proved] if proved else []
-        return owed, found
+                found.append(await self._inspector.prove(evidence, index, last[index]))
+        audits = [each for each in found if isinstance(each, Audited)]
+        return owed, audits, [each for each in found if isinstance(each, Unproved)]
 
-    async def _prove_or_audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
+    async def _prove_or_audit(
+        self, evidence: Evidence, index: int, receipt: Receipt
+    ) -> list[Audited | Unproved]:
         """Audit one stage; where nobody else is of its class, have it open rows instead."""
         peer, inspector = evidence.stages[index].hop.peer, self._inspector
         if inspector and inspector.is_alone(receipt, peer):
             proved = await inspector.prove(evidence, index, receipt)
-            return proved or await self._audit(evidence, index, receipt)
+            if isinstance(proved, Audited):
+                return [proved]
+            return [proved, await self._audit(evidence, index, receipt)]
         found = await self._audit(evidence, index, receipt)
         if inspector and found.verdict is AuditVerdict.NOT_REPLAYED:
-            return await inspector.prove(evidence, index, receipt) or found
-        return found
+            proved = await inspector.prove(evidence, index, receipt)
+            return [proved] if isinstance(proved, Audited) else [found, proved]
+        return [found]
 
     async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
         """Find out, as far as possible, which of two stages signed something false.

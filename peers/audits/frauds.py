@@ -1,6 +1,7 @@
 """Fraud proofs among peers: each checks a proof itself before it acts, and passes on what held.
 
-What shows a false step of a row is judged by all who hold that layer, or a proof key of it.
+What shows a false step of a row is judged by all who hold that layer, or a proof key of it. What
+shows two statements under one number needs no judge, and no model.
 
 Now and then two peers tell each other which cases they have seen proven; either may ask for one
 proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,
@@ -16,11 +17,13 @@ from random import Random
 import trio
 from attrs import evolve
 
+from p2pinfer.core import double_statement, fraud
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.audit import THIS_MACHINE
+from p2pinfer.core.double_statement import NO_MODEL, DoubleStatement
 from p2pinfer.core.errors import P2pinferError, PeerError
 from p2pinfer.core.evidence import CASES_MAX, Case, Cases, ProofIs, WantProof
-from p2pinfer.core.fraud import BY_STEPS, FraudProof, parse, to_sign
+from p2pinfer.core.fraud import BY_STEPS, FraudProof, to_sign
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
@@ -71,6 +74,8 @@ JUDGED_MAX = 1024
 KEPT_BYTES_MAX = 32 << 20
 """Of proofs kept to pass on; the oldest are dropped first, but their cases stay known."""
 
+Proof = FraudProof | DoubleStatement
+
 Judges = Callable[[Case], Sequence[OpenReplay]]
 """Returns replays of a case's layers in its class, best first; by none of the peers involved."""
 
@@ -99,7 +104,7 @@ class Frauds:
         others: Callable[[], Sequence[Advertisement]],
         judges: Judges,
         chance: Random,
-        on_proven: Callable[[FraudProof, bytes], None],
+        on_proven: Callable[[Proof, bytes], None],
         on_false: Callable[[PeerId], None] = lambda _: None,
         run: Run = in_thread,
         steps: StepsJudge | None = None,
@@ -140,7 +145,11 @@ class Frauds:
         body = proof.body()
         self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
 
-    def add(self, proof: FraudProof, data: bytes) -> None:
+    def report(self, proof: DoubleStatement) -> None:
+        """Queue the proof that a peer contradicted itself towards this one; see ``accuse``."""
+        self._line_up(self._transport.peer_id, proof.encode())
+
+    def add(self, proof: Proof, data: bytes) -> None:
         """Record a proof that holds, with its file."""
         if proof.accused in self._proven:
             return
@@ -240,7 +249,9 @@ class Frauds:
     def _wants(self, case: Case) -> bool:
         """Whether a case is new, concerns a peer that is present, and can be judged here."""
         me, now = self._transport.peer_id, trio.current_time()
-        if case.model != self._model or case.accused in self._proven or case.accused == me:
+        if case.model not in (self._model, NO_MODEL):
+            return False
+        if case.accused in self._proven or case.accused == me:
             return False
         if now < self._judged.get(case.digest, 0.0):
             return False
@@ -274,13 +285,16 @@ class Frauds:
         """
         if not data:
             return
-        proof = await self._run(parse, data, verify)
+        proof: Proof = await self._run(read, data)
         case = proof.case()
         if not self._wants(case):
             return
         if case.rows:
             self._checked_at = trio.current_time()
-        if proof.opening:
+        verdict: bool | None
+        if isinstance(proof, DoubleStatement):
+            verdict = True
+        elif proof.opening:
             verdict = await self._steps.convicts(proof) if self._steps else None
         else:
             verdict = await judge(proof, self._judges(case))
@@ -297,6 +311,13 @@ class Frauds:
         else:
             _log.warning("%s falsely accuses %s", case.author, case.accused)
             self._on_false(case.author)
+
+
+def read(data: bytes) -> Proof:
+    """Read a proof's file, and check all that can be checked without layers; raises BadFile."""
+    if data.startswith(double_statement.MAGIC):
+        return double_statement.parse(data, verify)
+    return fraud.parse(data, verify)
 
 
 def judges_beside(server: Server, replays: PeerReplays, case: Case) -> Sequence[OpenReplay]:

@@ -21,7 +21,14 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
 from p2pinfer.core.receipts import Receipt
-from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits, rows_text
+from p2pinfer.core.trust import (
+    ROWS_PROVEN,
+    Audited,
+    AuditVerdict,
+    Unproved,
+    choose_audits,
+    rows_text,
+)
 from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
@@ -80,8 +87,8 @@ class Inspector:
             if offer.peer != peer
         )
 
-    async def prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | None:
-        """Have a stage open some rows, and check them; None if that cannot be done.
+    async def prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | Unproved:
+        """Have a stage open some rows, and check them, or say why that cannot be done.
 
         Args:
             evidence: of the session, which is settled and still open.
@@ -89,26 +96,31 @@ class Inspector:
             receipt: the stage's for all rows.
         """
         peer = evidence.stages[index].hop.peer
-        if not self._judge.covers(range(receipt.first, receipt.end)):
-            return None
+        layers = range(receipt.first, receipt.end)
+        if not self._judge.covers(layers):
+            return Unproved(peer, receipt.first, receipt.end, self._judge.lacks(layers))
+        found: Audited | str
         try:
-            return await self._prove(evidence, index, receipt)
+            found = await self._prove(evidence, index, receipt)
         except (BadOpening, RemoteProtocolError) as error:
-            if isinstance(error, RemoteProtocolError) and error.peer != peer:
-                return None
-            return _audited(peer, receipt, AuditVerdict.NOT_OPENED, str(error), blamed=peer)
+            if not isinstance(error, RemoteProtocolError) or error.peer == peer:
+                return _audited(peer, receipt, AuditVerdict.NOT_OPENED, str(error), blamed=peer)
+            found = f"the stage before it did not open its rows: {error}"
         except PeerUnavailable as error:  # or it knows no openings
-            _log.info("%s", error)
+            found = str(error)
         except RefusedError as error:
-            _log.info("%s", error)
+            found = f"it refused: {error.refused.text}"
             # The stage before it may have opened another row than it sent.
             if index == 0 or error.refused.code is not Refusal.BAD_REQUEST:
                 self._on_failed(error)
         except P2pinferError as error:
-            _log.warning("openings cannot be checked: %s", error)
-        return None
+            found = str(error)
+        if isinstance(found, Audited):
+            return found
+        _log.info("%s was not proved: %s", peer, found)
+        return Unproved(peer, receipt.first, receipt.end, found)
 
-    async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | None:
+    async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | str:
         stage, count = evidence.stages[index], receipt.position
         peer, kept_bytes = stage.hop.peer, sum(map(len, evidence.openings))
         positions = choose_rows(evidence.nonce, receipt)
@@ -124,14 +136,13 @@ class Inspector:
             for position in positions:
                 opening = await cells.next()
                 if not can_be_judged(opening.pledge):
-                    machine = opening.pledge.machine
-                    _log.info("the steps of a machine of kind %s cannot be judged", machine)
-                    return None
+                    return f"what a machine of kind {opening.pledge.machine} computes is unknown"
                 await self._run(check_roots, opening)
                 check_whole(opening)
                 verdict = await self._judge.judge(opening)
                 if verdict.fault:
-                    self._accuse(evidence, opening, verdict.fault)
+                    if verdict.fault.is_provable:
+                        self._accuse(evidence, opening, verdict.fault)
                     await self._judge.renew()
                     text, at = verdict.fault.text(), position
                     return _audited(peer, receipt, AuditVerdict.CHEATED, text, at, blamed=peer)

@@ -49,9 +49,30 @@ class StepsJudge:
             self._key.layers.keys() if self._key else set()
         )
         is_adapted = self._manifest.is_adapted
-        return all(
+        is_here = all(
             (layer in folded or self._is_held(layer)) and not is_adapted(layer) for layer in layers
         )
+        return is_here and not self._why_never()
+
+    def lacks(self, layers: Iterable[int]) -> str:
+        """Say why layers are not covered."""
+        if why := self._why_never():
+            return why
+        if any(map(self._manifest.is_adapted, layers)):
+            return "layers that an adapter changes cannot be proven"
+        return (
+            "this machine has neither its layers nor a proof key; to make one: p2pinfer key proof"
+        )
+
+    def _why_never(self) -> str:
+        """Say why a model's layers are of a kind that cannot be judged; empty if they are not."""
+        try:
+            self._whole_shape()
+        except UnsupportedModel as error:
+            return str(error)
+        except P2pinferError:  # its metadata is not here, and a key is of a known kind
+            return ""
+        return ""
 
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
         """Check an opening's steps; its roots and signatures are checked elsewhere.
@@ -72,6 +93,8 @@ class StepsJudge:
             verdict = await self.judge(decode(proof.opening), by_layers=True)
         except P2pinferError as error:
             _log.info("an opening cannot be judged: %s", error)
+            return None
+        if verdict.fault and not verdict.fault.is_provable:
             return None
         return not verdict.held
 

@@ -34,6 +34,9 @@ DISTRUST_S = 24 * 3600.0
 LACKED_MAX = 3
 """Spot checks in a row that a peer may fail: a row may have gone, or a line been slow."""
 
+KEPT_S_MAX = 7 * 86_400.0
+"""Between two checks of one peer for it to count as kept: days, where there are a thousand."""
+
 _FORMAT = "p2pinfer census 1"
 
 
@@ -51,6 +54,8 @@ class SeenPeer:
     distrusted_until_s: float = float("-inf")
     lacked: int = 0
     """Spot checks in a row that it did not pass."""
+    passed_s: float = float("inf")
+    """When it last passed one."""
 
 
 @frozen
@@ -128,9 +133,16 @@ class Census:
         known.rows.clear()
         known.distrusted_until_s = self._clock_s() + DISTRUST_S
 
-    def note_check(self, peer: PeerId, row: Row, *, got: bool) -> None:
-        """Note whether a peer gave a chunk of a row that it said it holds."""
+    def note_check(self, peer: PeerId, row: Row, *, got: bool) -> float:
+        """Note whether a peer gave a chunk of a row that it said it holds.
+
+        Returns:
+            For how long it has held what it says, in seconds, since the check before.
+        """
         known = self.known[peer]
+        now = self._clock_s()
+        held_s = min(max(0.0, now - known.passed_s), KEPT_S_MAX) if got else 0.0
+        known.passed_s = now if got else float("inf")
         known.lacked = 0 if got else known.lacked + 1
         if not got:
             known.rows.discard(row)
@@ -139,6 +151,7 @@ class Census:
             text = f"{peer} has not given what it says it holds, {LACKED_MAX} times in a row"
             self.judge(RemoteProtocolError(peer, text))
             known.lacked = 0
+        return held_s
 
     def silent_s(self) -> dict[PeerId, float]:
         """Return for how long each trusted peer has been silent; 0: it is up."""

@@ -9,7 +9,7 @@ from p2pinfer.engine.store.store import Store
 from peers.parts.describe import Blame, Holders, Tell, fetch_lists, log_blame
 from peers.parts.mend import Mender
 from peers.parts.progress import Meter
-from peers.parts.protocol import Run, in_thread
+from peers.parts.protocol import Moved, Run, in_thread
 from peers.parts.transfer import Transfer
 from scheduler.fetching import Fetching
 from transports.base import Transport
@@ -26,12 +26,14 @@ async def fetch_parts(
     start: float = 0.0,
     blame: Blame = log_blame,
     run: Run = in_thread,
+    had: Moved = lambda *_: None,
 ) -> None:
     """Fetch the parts of a model that the store lacks, and return once all are complete.
 
     It may be cancelled, or the process killed, at any moment: stored chunks stay. Waits while no
     peer online holds what is missing, and reports that to ``tell``. ``blame`` gets the error of
-    each holder that lied, which is not asked again in this transfer. A chunk that nobody has held
+    each holder that lied, which is not asked again in this transfer; ``had`` each one that gave
+    chunks, and their bytes. A chunk that nobody has held
     for a while is rebuilt from other shares of its stripe, where the model is kept in stripes.
 
     ``start``, from 0 to 1 and best drawn at random, is where in the parts to begin, so that peers
@@ -69,6 +71,7 @@ async def fetch_parts(
         blame,
         whole=unfinished,
         mend=mender.mend,
+        had=had,
     )
     with lone_errors():
         await transfer.run(holders, meter, tell)

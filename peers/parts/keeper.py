@@ -36,7 +36,7 @@ from peers.parts.keep_server import KeepServer
 from peers.parts.link import Holder
 from peers.parts.planning import Planner
 from peers.parts.progress import Meter
-from peers.parts.protocol import Run, in_thread
+from peers.parts.protocol import Run, Tally, in_thread
 from peers.parts.spot_check import spot_check
 from peers.parts.stripe_reader import STRIPES_AT_ONCE
 from peers.parts.transfer import Transfer
@@ -125,9 +125,11 @@ class Keeper:
         blame: Blame = log_blame,
         run: Run = in_thread,
         clock_s: Callable[[], float] = trio.current_time,
+        tally: Tally | None = None,
     ) -> None:
         self._transport, self._store, self._manifest = transport, store, manifest
         self._lending, self._chance, self._run = lending, chance, run
+        self._tally = tally or Tally()
         self._watch, self._say, self._clock_s = watch, say, clock_s
         self.census = Census(transport, holders, manifest, blame, clock_s)
         self._trusted = partial(self._trusted_of, holders)
@@ -365,6 +367,7 @@ class Keeper:
             Fetching(sizes, self._chance.random()),
             self._run,
             self.census.judge,
+            had=self._tally.had,
         )
         await transfer.run(holders, Meter(sum(sizes.values())), lambda _: None)
         for part in listed:
@@ -460,7 +463,10 @@ class Keeper:
             got = await spot_check(
                 self._transport, holder, self._manifest.id, part, chunk.number, self.census.judge
             )
-            self.census.note_check(peer, row, got=got)
+            known = self.census.known[peer]
+            held = sum(self._rows.size[each] for each in known.rows if each in self._rows.size)
+            held_s = self.census.note_check(peer, row, got=got)
+            self._tally.kept(peer, int(min(held, known.lent_bytes) * held_s))
 
     # Between runs
 

@@ -14,12 +14,17 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from p2pinfer.core.ids import PeerId
+
 PARTS = "parts"
 
 DISK_THREADS_MAX = 4
 """Enough to keep a disk busy while chunks are hashed; few enough to leave the rest alone."""
 
 T = TypeVar("T")
+
+Moved = Callable[[PeerId, int], object]
+"""Called with a peer, and bytes that went to it or came from it."""
 
 _disk = trio.CapacityLimiter(DISK_THREADS_MAX)
 
@@ -30,6 +35,19 @@ class Run(Protocol):
     async def __call__(self, function: Callable[..., T], /, *args: object) -> T:
         """Return what the function returns."""
         ...
+
+
+class Tally:
+    """Counts what was given and had; this one forgets it."""
+
+    def sent(self, peer: PeerId, count: int) -> None:
+        """Note bytes that a peer took."""
+
+    def had(self, peer: PeerId, count: int) -> None:
+        """Note bytes of right chunks that a peer gave."""
+
+    def kept(self, peer: PeerId, byte_s: int) -> None:
+        """Note bytes times seconds that a peer has kept of a model, as a check showed."""
 
 
 async def in_thread(function: Callable[..., T], /, *args: object) -> T:

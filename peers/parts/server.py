@@ -30,7 +30,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.wire import encode
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
-from peers.parts.protocol import PARTS, Run, in_thread, pack_bits
+from peers.parts.protocol import PARTS, Moved, Run, in_thread, pack_bits
 from peers.steps.messaging import RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
@@ -54,6 +54,9 @@ IDLE_S_MAX = 60.0
 MANIFESTS_MAX = 4
 """Kept in memory; a peer rarely serves more than one model."""
 
+DENIAL_BYTES_MAX = 64
+"""An answer of more holds a chunk, or the last bytes of a part, which count for nothing."""
+
 _Question = AskManifest | AskHashes | AskHeld | AskChunks
 _QUESTIONS = (AskManifest, AskHashes, AskHeld, AskChunks)
 
@@ -61,8 +64,16 @@ _QUESTIONS = (AskManifest, AskHashes, AskHeld, AskChunks)
 class PartsServer:
     """Answers questions about a store's parts."""
 
-    def __init__(self, transport: Transport, store: Store, run: Run = in_thread) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        store: Store,
+        run: Run = in_thread,
+        on_sent: Moved = lambda *_: None,
+    ) -> None:
+        """Prepare to answer; ``on_sent`` is called with each fetcher and the bytes it took."""
         self._transport, self._store, self._run = transport, store, run
+        self._on_sent = on_sent
         self._channels: Counter[PeerId] = Counter()
         self._manifests: dict[ModelId, tuple[Manifest, dict[PartHash, Part]]] = {}
         self.chunks = 0
@@ -117,6 +128,8 @@ class PartsServer:
             for answer in await self._answers(question):
                 with trio.fail_after(ANSWER_S_MAX):
                     await channel.send(answer)
+                if isinstance(question, AskChunks) and len(answer) > DENIAL_BYTES_MAX:
+                    self._on_sent(channel.remote, len(answer))
 
     async def _answers(self, question: _Question) -> list[bytes]:
         """Return the answers, encoded; a damaged disk here is not blamed on the fetcher."""

@@ -29,7 +29,7 @@ from peers.parts.describe import LOOK_S, Blame, Holders, Tell
 from peers.parts.keep import Arrived, Sink, keep_all, store_all
 from peers.parts.link import HolderLink
 from peers.parts.progress import TICK_S, Meter, Progress
-from peers.parts.protocol import PARTS, Run, unpack_bits
+from peers.parts.protocol import PARTS, Moved, Run, unpack_bits
 from peers.steps.messaging import RefusedError, receive
 from scheduler.fetching import IN_FLIGHT_MAX, Fetching
 from transports.base import Transport
@@ -65,6 +65,7 @@ class Transfer:
         blame: called with the error of each holder that lied.
         whole: parts that are whole once their chunks here are stored.
         mend: rebuilds chunks that nobody holds, if there is a way; returns those that it stored.
+        had: called with each holder that gave right chunks, and how many bytes.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class Transfer:
         *,
         whole: Iterable[PartHash] = (),
         mend: Mend | None = None,
+        had: Moved = lambda *_: None,
     ) -> None:
         self._transport, self._store, self._model = transport, store, model
         self._parts = {part.hash: part for part in parts}
         self._plan, self._run, self._blame, self._mend = plan, run, blame, mend
+        self._had = had
         self._unheld_since = math.inf
         self._is_mending, self._mend_at = False, -math.inf
         self._chunks_left = Counter(chunk.part for chunk in plan.missing)
@@ -266,6 +269,7 @@ class Transfer:
                     self._drop([chunk.peer], "a liar")
                 continue
             self._plan.stored(chunk.peer, place)
+            self._had(chunk.peer, len(chunk.data))
             self._count(chunk.part)
         self._ask()
 

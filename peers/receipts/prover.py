@@ -46,8 +46,9 @@ _log = logging.getLogger("p2pinfer.openings")
 
 OPENINGS: Final = "openings"
 
-OPENING_S_MAX: Final = 30.0
-"""For a channel as a whole, once its turn has come: 2 MB in half of that need 1 Mbit/s."""
+OPENING_S_MAX: Final = 60.0
+"""For a channel as a whole, once its turn has come. A stage that is never idle traces its rows in
+eleven times the time that it needs for them, since its sessions go first."""
 
 ASKED_S_MAX: Final = 10.0
 """From an answer until the next question, and for the first one."""
@@ -63,15 +64,15 @@ CHANNEL_BYTES_MIN: Final = 16 << 20
 
 PEER_BYTES_MAX: Final = 8 * CHANNEL_BYTES_MIN
 PEER_BYTES_PER_S: Final = CHANNEL_BYTES_MIN / 60
-"""Of cells shown to one requester: eight channels at once, then one a minute, which is at most half
-of the stage's time. 4,096 positions in ten layers of the default model count 94 MB."""
+"""Of cells shown to one requester: eight channels at once, then one a minute. 4,096 positions of
+ten layers of the default model count 94 MB."""
 
 ALL_BYTES_MAX: Final = 8 * PEER_BYTES_MAX
 ALL_BYTES_PER_S: Final = 15 * PEER_BYTES_PER_S
 """Of cells shown to anybody: each byte is read, hashed and sent."""
 
 RETRY_MS: Final = 15_000
-"""When to come back: half a channel's time."""
+"""When to come back: few channels take longer."""
 
 InThread = Callable[..., Awaitable[list[bytes]]]
 """Runs a function that takes long, without holding up the event loop."""

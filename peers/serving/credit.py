@@ -1,25 +1,43 @@
 """Statements among peers: each tells those that worked for it, and shows what others told it.
 
 Nothing of this delays an answer. Every minute the books are read, a statement is signed for each
-peer that did more work since the last one, and sent to those that are there; and some of the peers
-that serve are shown what others owe, for they may be asked next.
+peer that did more since the last one, and sent to those that are there, which sign it, too; and
+some of the peers that serve are shown what others owe, for they may be asked next.
+
+A user that signs two sums under one number has given the proof of that away: it is passed on.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Protocol, TypeVar
 
 import trio
 
 from p2pinfer.core.advertisement import Advertisement
-from p2pinfer.core.errors import P2pinferError, PeerError, RemoteProtocolError, UserError
+from p2pinfer.core.double_statement import DoubleStatement
+from p2pinfer.core.errors import (
+    ChannelClosed,
+    P2pinferError,
+    RemoteProtocolError,
+    UserError,
+)
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Message
-from p2pinfer.core.statement import STATEMENTS_MAX, Contradiction, Owe, Statement, Vouch
+from p2pinfer.core.statement import (
+    STATEMENTS_MAX,
+    Contradiction,
+    Owe,
+    Owed,
+    Statement,
+    Vouch,
+    double,
+)
 from peers.parts.protocol import Run, in_thread
 from peers.steps.messaging import receive, send
-from scheduler.credit import Debts
+from scheduler.credit import Debts, Passed
 from transports.base import Channel, Transport
 from transports.identity import verify
 
@@ -40,7 +58,10 @@ EXCHANGES_MAX = 4
 """Answered at once; a peer that calls beyond that gets no answer, and calls again."""
 
 VOUCHED_PEERS_MAX = 1024
-"""Peers whose claims are remembered, of 32 debtors each; the oldest are forgotten first."""
+"""Peers whose claims are remembered; the oldest are forgotten first."""
+
+DEBTORS_MAX = 2 * STATEMENTS_MAX
+"""Of each: the largest. What a debtor signed holds for ever, so a peer cannot withdraw it."""
 
 HEARD_EVERY_S = 10.0
 """A peer's vouchers are read no more often: checking 32 signatures takes 4 ms."""
@@ -57,15 +78,23 @@ class Books(Protocol):
         ...
 
     def state(self, me: PeerId, sign: Callable[[bytes], bytes]) -> list[Statement]:
-        """Sign for the work that is not stated yet; returns the newest statement to each peer."""
+        """Sign for what is not stated yet; returns the newest statements not countersigned."""
+        ...
+
+    def agree(self, statement: Statement, countersignature: bytes) -> bool:
+        """Keep a server's word for one's statement; whether it is the newest."""
+        ...
+
+    def pass_on(self, charges: Passed) -> None:
+        """Add what askers had on the account of peers that owe them."""
         ...
 
     def in_favour(self, me: PeerId) -> list[Statement]:
         """Return the newest statement of each peer in this one's favour, the largest first."""
         ...
 
-    def note(self, statement: Statement) -> None:
-        """Keep a statement in this peer's favour.
+    def note(self, statement: Statement) -> Statement:
+        """Keep a statement in this peer's favour; return the newest of its pair.
 
         Raises:
             Contradiction: it and an earlier one cannot both be true.
@@ -101,9 +130,11 @@ class Credit:
         self._heard_at: dict[PeerId, float] = {}
         self._told: dict[PeerId, int] = {}
         """The number of the statement that each peer has had."""
-        self._false: dict[PeerId, float] = {}
-        """Peers whose statements contradict each other, and when that was seen."""
+        self._false: dict[PeerId, bool] = {}
+        """Peers whose statements contradict each other, and whether that is a proof."""
         self._answering = 0
+        self.on_double: Callable[[DoubleStatement], object] = lambda _: None
+        """Called with the proof that a peer signed two sums under one number."""
 
     def places(self, peer: PeerId) -> int:
         """Return the credit of a peer, as ``Debts.places`` counts it; none where it lied."""
@@ -132,33 +163,67 @@ class Credit:
         """
         me = self._transport.peer_id
         owed: list[Statement] = await self._run(self._books.state, me, self._sign)
-        self._debts = await self._run(self._books.debts, me)
+        await self._look()
         claims: list[Statement] = await self._run(self._books.in_favour, me)
         there = {offer.peer: offer for offer in self._others() if offer.addresses}
         due = [each for each in owed if each.count > self._told.get(each.server, 0)]
         due = [each for each in due if each.server in there][:TOLD_MAX]
         async with trio.open_nursery() as nursery:
             for statement in due:
-                nursery.start_soon(self._send, there[statement.server], Owe(statement))
+                nursery.start_soon(self._call, there[statement.server], Owe(statement))
             if claims:
                 shown = self._chance.sample(sorted(there), min(len(there), TOLD_MAX))
                 for peer in shown:
                     kept = (each for each in claims if each.user != peer)
                     message = Vouch(tuple(kept)[:STATEMENTS_MAX])
-                    nursery.start_soon(self._send, there[peer], message)
+                    nursery.start_soon(self._call, there[peer], message)
 
-    async def _send(self, offer: Advertisement, message: Message) -> None:
+    async def _look(self) -> None:
+        """Read what is owed, and write down what askers had on others' accounts."""
+        debts: Debts = await self._run(self._books.debts, self._transport.peer_id)
+        charged = debts
+        for asker, vouched in self._vouched.items():
+            charged = charged.charged(charged.charges(asker, vouched))
+        new = {
+            pair: work - debts.passed.get(pair, 0)
+            for pair, work in charged.passed.items()
+            if work != debts.passed.get(pair, 0)
+        }
+        if new:
+            await self._run(self._books.pass_on, new)
+        self._debts = charged
+
+    async def _call(self, offer: Advertisement, message: Message) -> None:
         try:
             with trio.move_on_after(EXCHANGE_S_MAX):
                 channel = await self._transport.open(offer.peer, CREDIT, offer.addresses)
                 try:
                     await send(channel, message)
+                    if isinstance(message, Owe):
+                        await self._take(channel)
+                        self._told[offer.peer] = message.statement.count
                 finally:
                     await channel.close()
-                if isinstance(message, Owe):
-                    self._told[offer.peer] = message.statement.count
-        except PeerError as error:
+        except P2pinferError as error:  # the peer's, or of the books
             _log.debug("a statement was not told: %s", error)
+
+    async def _take(self, channel: Channel) -> None:
+        """Take a server's answer to a statement.
+
+        Raises:
+            RemoteProtocolError: it is another's, or not signed by both.
+            UserError: the books cannot be used.
+        """
+        try:
+            owed = await receive(channel, Owed)
+        except ChannelClosed:
+            return  # of an earlier release, which does not countersign
+        said, remote = owed.statement, channel.remote
+        if (said.user, said.server) != (self._transport.peer_id, remote):
+            raise RemoteProtocolError(remote, "it countersigned another peer's statement")
+        if not said.is_agreed(verify, owed.signature):
+            raise RemoteProtocolError(remote, "its statement is not signed by both")
+        await self._run(self._books.agree, said, owed.signature)
 
     async def _answer(self, channel: Channel) -> None:
         if self._answering >= EXCHANGES_MAX:
@@ -168,7 +233,7 @@ class Credit:
             with trio.move_on_after(EXCHANGE_S_MAX):
                 message = await receive(channel, Owe, Vouch)
                 if isinstance(message, Owe):
-                    await self._note(channel.remote, message.statement)
+                    await self._note(channel, message.statement)
                 else:
                     await self._hear(channel.remote, message.statements)
         except P2pinferError as error:  # the peer's, or of the books
@@ -176,17 +241,28 @@ class Credit:
         finally:
             self._answering -= 1
 
-    async def _note(self, sender: PeerId, statement: Statement) -> None:
-        """Keep a peer's own statement; raises RemoteProtocolError."""
+    async def _note(self, channel: Channel, statement: Statement) -> None:
+        """Keep a peer's own statement and countersign it; raises RemoteProtocolError."""
+        sender = channel.remote
         if (statement.user, statement.server) != (sender, self._transport.peer_id):
             raise RemoteProtocolError(sender, "its statement is about other peers")
         if not statement.is_signed(verify):
             raise RemoteProtocolError(sender, "its statement is not signed by it")
+        fault = ""
         try:
-            await self._run(self._books.note, statement)
+            newest: Statement = await self._run(self._books.note, statement)
+            if not self._false.get(sender):
+                self._false.pop(sender, None)
         except Contradiction as error:
-            _renew(self._false, sender, trio.current_time())
-            raise RemoteProtocolError(sender, f"it contradicts itself: {error}") from error
+            newest, fault = error.before, str(error)
+            is_proof = double(newest, statement)
+            _renew(self._false, sender, is_proof or self._false.get(sender, False))
+            if is_proof:
+                self.on_double(DoubleStatement(newest, statement))
+        with suppress(ChannelClosed):  # of an earlier release, which does not wait for the answer
+            await send(channel, Owed(newest, self._sign(newest.to_countersign())))
+        if fault:
+            raise RemoteProtocolError(sender, f"it contradicts itself: {fault}")
 
     async def _hear(self, sender: PeerId, statements: Iterable[Statement]) -> None:
         """Remember what others owe a peer, as far as this one owes them; else it counts nothing."""
@@ -194,12 +270,17 @@ class Credit:
         if now < self._heard_at.get(sender, -HEARD_EVERY_S) + HEARD_EVERY_S:
             return
         _renew(self._heard_at, sender, now)
-        known = [each for each in statements if self._debts.had.get(each.user)]
+        known = [
+            each for each in statements if each.user != sender and self._debts.had.get(each.user)
+        ]
         if any(each.server != sender for each in known):
             raise RemoteProtocolError(sender, "it shows statements in another peer's favour")
         if not await self._run(_all_signed, known):
             raise RemoteProtocolError(sender, "it shows statements that were not signed")
-        _renew(self._vouched, sender, {each.user: each.work for each in known})
+        said = Counter(self._vouched.get(sender, {})) | Counter(
+            {each.user: each.amounts.worth for each in known}
+        )
+        _renew(self._vouched, sender, dict(said.most_common(DEBTORS_MAX)))
 
 
 def _all_signed(statements: Iterable[Statement]) -> bool:

@@ -27,6 +27,7 @@ from p2pinfer.core.advertisement import (
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.messages import Open
 from p2pinfer.core.ways import relays_in
 from p2pinfer.engine.base import Room, StageEngine
@@ -88,6 +89,7 @@ class ServingPlan:
     """The layers that the swarm as a whole must serve; requesters run the rest themselves."""
     fixed: LayerRange | None = None
     """Served whatever other peers do; with None the server chooses."""
+    sessions_per_requester: int = SESSIONS_PER_REQUESTER_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,13 @@ class Server:
         async with self._open_engine(layers.first, layers.end) as opened:
             speed = await measure(opened)
             engine = MeteredEngine(opened, self._plan.me.sessions_max, self._note_load)
-            stage = Stage(self._transport, engine, self._plan.me.model, self._signer)
+            stage = Stage(
+                self._transport,
+                engine,
+                self._plan.me.model,
+                self._signer,
+                self._plan.sessions_per_requester,
+            )
             held = HeldLayers(engine, stage, speed)
             places = self._plan.me.sessions_max
             self.dispatcher.add(stage, _door(places, engine.room))

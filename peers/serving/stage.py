@@ -15,6 +15,7 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, EngineError, RemoteProtocolError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.engine.base import EngineBusy, StageEngine
 from peers.receipts.signer import ReceiptSigner
@@ -25,9 +26,6 @@ from peers.steps.messaging import SESSION, RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.stage")
-
-SESSIONS_PER_REQUESTER_MAX = 8
-"""A requester that wants more must wait, so that others find room."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,11 @@ class Stage:
         engine: StageEngine,
         model: ModelId,
         signer: ReceiptSigner | None = None,
+        sessions_per_requester: int = SESSIONS_PER_REQUESTER_DEFAULT,
     ) -> None:
         self._transport, self._engine, self._model = transport, engine, model
         self._signer, self._budget = signer, Budget()
+        self._sessions_per_requester = sessions_per_requester
         self._sessions: dict[SessionId, StageSession] = {}
         self._rows_before = 0  # of sessions that are over
 
@@ -197,7 +197,7 @@ class Stage:
         if opened.parent and opened.parent.rows > opened.context:
             raise self._no(Refusal.BAD_REQUEST, "the parent's rows do not fit into the session")
         others = [s for s in self._sessions.values() if s.opened.requester == channel.remote]
-        if len(others) >= SESSIONS_PER_REQUESTER_MAX:
+        if len(others) >= self._sessions_per_requester:
             raise self._no(Refusal.BUSY, f"one requester may have {len(others)} sessions here")
         try:
             cells = engine.open(opened.end, opened.context)

@@ -47,7 +47,7 @@ async def test_suffix_is_honoured_by_the_models_marks(
 
 
 async def test_prompt_is_said_again(autojump_clock: MockClock) -> None:
-    """Before each choice, whole and streamed; its log-probabilities are refused."""
+    """Before each choice, whole and streamed; a gap in it is none."""
     body = {**WORDS, "prompt": ["one", "two"], "n": 2, "echo": True}
     async with fake_gateway() as (_, _client, app), http(app) as ask:
         whole = (await ask.post("/v1/completions", json=body)).json()["choices"]
@@ -59,8 +59,10 @@ async def test_prompt_is_said_again(autojump_clock: MockClock) -> None:
                 texts[choice["index"]] += choice["text"]
         assert [each["text"] for each in whole] == texts
         assert [text[:3] for text in texts] == ["one", "one", "two", "two"]
-        refused = await ask.post("/v1/completions", json={**body, "logprobs": 1})
-        assert "'logprobs'" in refused.json()["error"]["message"]
+        refused = await ask.post("/v1/completions", json={**body, "suffix": "x"})
+        assert "'echo'" in refused.json()["error"]["message"]
+        tokens = (await ask.post("/v1/completions", json={**body, "prompt": [7, 8]})).json()
+    assert tokens["choices"][0]["text"].startswith(" 7 8 ")
 
 
 async def test_model_is_described(autojump_clock: MockClock) -> None:

@@ -3,8 +3,10 @@
 from itertools import accumulate, chain
 from typing import Any
 
+import pytest
 from trio.testing import MockClock
 
+from p2pinfer.api import gateway
 from p2pinfer.api.logprobs import chat_scores, completion_scores
 from p2pinfer.client.answer import Scored
 from p2pinfer.engine.base import Candidate
@@ -69,3 +71,47 @@ def test_half_a_character_is_told_by_its_bytes() -> None:
         "text_offset": [3],
     }
     assert chat_scores([]) is completion_scores([]) is None
+
+
+async def test_prompt_is_scored_where_it_is_echoed(autojump_clock: MockClock) -> None:
+    """Its first token has nothing before it; the answer's are the same, behind it."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        (plain,) = (await ask.post("/v1/completions", json=WORDS)).json()["choices"]
+        body = {**WORDS, "prompt": [3, 4, 5], "echo": True, "n": 2}
+        whole, other = (await ask.post("/v1/completions", json=body)).json()["choices"]
+        call = Call("/v1/completions", {**body, "stream": True})
+        await call.run(app)
+        scored = [each.prompt_logprobs for each in client.made.ends.started]
+        empty = (await ask.post("/v1/completions", json={**body, "max_tokens": 0})).json()
+    assert scored == [None, 2, None, 2, None]
+    told = whole["logprobs"]
+    assert whole["text"].startswith(" 3 4 5")
+    assert told["tokens"][:3] == [" 3", " 4", " 5"]
+    assert told["text_offset"][:4] == [0, 2, 4, 6]
+    assert told["token_logprobs"][:3] == [None, -1.0, -2.0]
+    assert told["top_logprobs"][0] is None
+    assert len(told["tokens"]) == 3 + 6
+    assert told["text_offset"][3:] == [6 + at for at in plain["logprobs"]["text_offset"]]
+    assert other["logprobs"]["token_logprobs"][:3] == told["token_logprobs"][:3]
+    pieces = [e["choices"][0] for e in call.events if e["choices"][0]["index"] == 0]
+    assert "".join(piece["text"] for piece in pieces) == whole["text"]
+    for name, values in told.items():
+        found = [piece["logprobs"][name] for piece in pieces if piece["logprobs"]]
+        assert list(chain.from_iterable(found)) == values
+    for choice in empty["choices"]:
+        assert (choice["text"], choice["finish_reason"]) == (" 3 4 5", "length")
+        assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -2.0]
+
+
+async def test_long_prompts_are_not_scored(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a request together; a sentence says how many would be."""
+    monkeypatch.setattr(gateway, "SCORED_TOKENS_MAX", 5)
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        body = {**WORDS, "prompt": [[1, 2, 3], [4, 5, 6]], "echo": True}
+        reply = await ask.post("/v1/completions", json=body)
+        assert reply.status_code == 400
+        assert "5 tokens at most" in reply.json()["error"]["message"]
+        assert client.opened == 0
+        assert (await ask.post("/v1/completions", json={**body, "logprobs": None})).is_success

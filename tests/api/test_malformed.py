@@ -63,21 +63,49 @@ BODY = st.fixed_dictionaries(
 CHANGES = st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON, max_size=2)
 
 
-@pytest.mark.usefixtures("prompts")
-@settings(max_examples=250)
-@given(BODY, CHANGES)
-def test_no_request_is_the_gateways_own_mistake(body: Any, changes: Any) -> None:
-    """A 4xx with a sentence, or an answer."""
+TEXT = st.fixed_dictionaries(
+    {"prompt": st.text() | st.lists(st.integers() | st.text(), max_size=3) | JSON},
+    optional={"suffix": JSON, "echo": JSON, "logprobs": JSON, "stop": JSON},
+)
+
+
+def check(path: str, body: Any, changes: Any) -> None:
+    """Ask once; a 4xx has a sentence, and there is no 5xx."""
 
     async def ask_it() -> None:
         async with fake_gateway() as (_, _client, app), http(app) as ask:
             whole = {"model": "default", "max_tokens": 2, **body, **changes}
-            reply = await ask.post("/v1/chat/completions", content=json.dumps(whole))
+            reply = await ask.post(path, content=json.dumps(whole))
             assert reply.status_code < 500, reply.text
             if reply.status_code >= 400:
                 assert reply.json()["error"]["message"]
 
     trio.run(ask_it, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.usefixtures("prompts")
+@settings(max_examples=250)
+@given(BODY, CHANGES)
+def test_no_request_is_the_gateways_own_mistake(body: Any, changes: Any) -> None:
+    """A 4xx with a sentence, or an answer."""
+    check("/v1/chat/completions", body, changes)
+
+
+@pytest.mark.usefixtures("prompts")
+@settings(max_examples=50)
+@given(TEXT, CHANGES)
+def test_nor_is_a_completion(body: Any, changes: Any) -> None:
+    """As above."""
+    check("/v1/completions", body, changes)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prompts")
+@settings(max_examples=10_000)
+@given(BODY | TEXT, CHANGES)
+def test_none_of_ten_thousand_is_either(body: Any, changes: Any) -> None:
+    """As above, for chats and completions."""
+    check("/v1/completions" if "prompt" in body else "/v1/chat/completions", body, changes)
 
 
 DEEP: Any = "x"

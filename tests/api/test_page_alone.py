@@ -50,9 +50,9 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-def serve(route: Route) -> None:
+def serve(route: Route, here: str) -> None:
     """Answer as a gateway does, with the headers of one."""
-    path = route.request.url.removeprefix(HERE)
+    path = route.request.url.removeprefix(here)
     if path == "api/events":
         body = f"event: state\ndata: {json.dumps(STATE)}\n\n".encode()
         return route.fulfill(status=200, content_type="text/event-stream", body=body)
@@ -75,7 +75,7 @@ def open_page(browser: Browser, locale: str) -> tuple[Page, list[str]]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda line: errors.append(line.text) if is_error(line) else None)
-    page.route(f"{HERE}**", serve)
+    page.route(f"{HERE}**", lambda route: serve(route, HERE))
     page.goto(HERE)
     return page, errors
 
@@ -208,3 +208,46 @@ def test_earnings_are_shown_by_day_and_peer(page: Page) -> None:
     assert width <= PHONE["width"]
     page.get_by_role("link", name="Back to the chat").click()
     expect(page.get_by_label("Your question")).to_be_visible()
+
+
+def test_answers_are_kept_to_learn_from_at_home(browser: Browser) -> None:
+    """Under the name localhost a good answer is sent to be kept, and a mended one replaces it."""
+    home, sent = "http://localhost/", []
+
+    def kept(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or ""))
+        route.fulfill(json={"marked": len(sent)})
+
+    def refused(route: Route) -> None:
+        route.fulfill(status=400, json={"error": {"message": "It is full."}})
+
+    page = browser.new_context(viewport=PHONE, locale="en-GB").new_page()
+    page.route(f"{home}**", lambda route: serve(route, home))
+    page.route("**/api/marked", kept)
+    page.goto(home)
+    answer_with(page, "It is blue.")
+    ask(page, "What is it?")
+    page.get_by_role("button", name="Good answer").click()
+    expect(page.locator("#spoken")).to_contain_text("1 in all")
+    page.get_by_role("button", name="Mend the answer").click()
+    page.get_by_label("What the answer should have been").fill("It is red.")
+    page.get_by_role("button", name="Keep it to learn from", exact=True).click()
+    expect(page.locator("#spoken")).to_contain_text("2 in all")
+    expect(page.locator(".turn.assistant .said")).to_have_text("It is red.")
+    asked = {"role": "user", "content": "What is it?"}
+    assert [each["messages"] for each in sent] == [
+        [asked, {"role": "assistant", "content": "It is blue."}],
+        [asked, {"role": "assistant", "content": "It is red."}],
+    ]
+    page.route("**/api/marked", refused)
+    page.get_by_role("button", name="Good answer").click()
+    expect(page.locator(".foot .problem")).to_have_text("It is full.")
+    page.context.close()
+
+
+def test_answers_are_not_marked_elsewhere(page: Page) -> None:
+    """A page that came from another machine offers it to nobody."""
+    answer_with(page, "It is blue.")
+    ask(page, "What is it?")
+    expect(page.get_by_role("button", name="Copy")).to_be_visible()
+    assert page.get_by_role("button", name="Good answer").count() == 0

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from p2pinfer.client.harmony import NO_THOUGHTS
 from p2pinfer.engine import template
+from tests.client.test_harmony import CALL as HARMONY_CALL
+from tests.client.test_harmony import TEMPLATE as HARMONY
+from tests.client.test_harmony import THOUGHT, WORDS
 from tests.support.fake_gateway import Call, fake_gateway, http
 
 TOOL = {
@@ -50,7 +54,16 @@ async def asked(script: str, source: str = TEMPLATE, **more: Any) -> tuple[dict[
             if name in {"content", "reasoning_content"}:
                 streamed[name] = streamed.get(name, "") + value
             elif name == "tool_calls":
-                streamed.setdefault(name, []).extend(value)
+                (piece,) = value
+                calls = streamed.setdefault(name, [])
+                if piece["index"] == len(calls):
+                    assert piece["function"]["arguments"] == ""
+                    calls.append(piece)
+                else:
+                    assert piece.keys() == {"index", "function"}
+                    said = calls[piece["index"]]["function"]
+                    said["arguments"] += piece["function"]["arguments"]
+                    streamed["pieces"] = streamed.get("pieces", 0) + 1
     message = {**choice["message"], "finish_reason": choice["finish_reason"]}
     return message, streamed
 
@@ -70,6 +83,19 @@ async def test_calls_come_apart_from_words(autojump_clock: MockClock) -> None:
         assert len(ids) == 2
         assert all(len(each) == 9 and each.isalnum() for each in ids)
     assert [call["index"] for call in streamed["tool_calls"]] == [0, 1]
+    assert streamed["pieces"] > 4
+    for call, whole in zip(streamed["tool_calls"], message["tool_calls"], strict=True):
+        assert call["function"] == whole["function"]
+
+
+async def test_call_that_is_cut_short_is_told_as_far_as_it_goes(autojump_clock: MockClock) -> None:
+    """And that it was cut, whole and streamed."""
+    message, streamed = await asked(f"</think>{CALL}", max_tokens=20)
+    for found in (message, streamed):
+        assert found["finish_reason"] == "length"
+        (call,) = found["tool_calls"]
+        assert call["function"]["name"] == "look"
+        assert '{"at": "é"}'.startswith(call["function"]["arguments"])
 
 
 async def test_only_calls_have_no_content(autojump_clock: MockClock) -> None:
@@ -96,6 +122,66 @@ async def test_thinking_is_switched_off_by_request(
     assert message["content"] == "Yes."
     message, _ = await asked("Hm.", always, tools=None)
     assert (message["content"], message["reasoning_content"]) == ("", "Hm.")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"thinking": {"type": "disabled"}}, {"reasoning": {"enabled": False, "exclude": True}},
+     {"reasoning": {"effort": "none"}}, {"reasoning_effort": "none"}],
+)  # fmt: skip
+async def test_thinking_is_switched_off_in_others_words(
+    more: dict[str, Any], autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Of DeepSeek, OpenRouter and OpenAI; what is not understood is refused by name."""
+    message, _ = await asked("Yes.", tools=None, **more)
+    assert message["content"] == "Yes."
+    (name,) = more
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        for wrong in ({"effort": 3}, {"tpye": "x"}, "low", {"type": "sometimes"}):
+            reply = await ask.post("/v1/chat/completions", json=body(**{name: wrong}))
+            assert reply.status_code == (200 if wrong == "low" and "effort" in name else 400)
+
+
+async def test_model_calls_among_allowed_tools(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """In OpenAI's words; what names none of the tools is refused."""
+    other = {"function": {"name": "other", "parameters": {}}}
+    named = [{"type": "function", "function": {"name": "look"}}]
+    async with fake_gateway(chat_template=TEMPLATE) as (_, client, app), http(app) as ask:
+        for allowed, wanted in (
+            ({"mode": "required", "tools": named}, 200),
+            ({"mode": "required", "tools": []}, 400),
+            ({"mode": "auto", "tools": [{"function": {"name": "fly"}}]}, 400),
+        ):
+            client.made.ends.script[:] = ["Hi"]
+            choice = {"type": "allowed_tools", "allowed_tools": allowed}
+            asked_so = body(tools=[TOOL, other], tool_choice=choice)
+            reply = await ask.post("/v1/chat/completions", json=asked_so)
+            assert reply.status_code == wanted, reply.text
+        (started,) = client.made.ends.started
+    assert "start: calls" in started.grammar or "start: thoughts" in started.grammar
+    assert "look" in started.grammar
+    assert "other" not in started.grammar
+
+
+async def test_same_seed_gives_the_same_tokens(autojump_clock: MockClock) -> None:
+    """Whole and streamed, with tools and without, and in every other choice's company."""
+    async with fake_gateway(chat_template="x {{ tools and 1 }}") as (_, _client, app):
+        for tools in (None, [TOOL]):
+            asked_so = body(tools=tools, temperature=1.5, seed=7, max_tokens=20)
+            texts = []
+            for more in ({}, {"stream": True}, {}, {"n": 2}):
+                call = Call("/v1/chat/completions", {**asked_so, **more})
+                await call.run(app)
+                if "stream" in more:
+                    deltas = [each["choices"][0]["delta"] for each in call.events]
+                    texts.append("".join(each.get("content", "") for each in deltas))
+                else:
+                    choices = json.loads(call.body)["choices"]
+                    texts.append(choices[0]["message"]["content"])
+            assert len(set(texts)) == 1
+            assert len({choice["message"]["content"] for choice in choices}) == 2
 
 
 async def test_template_reads_tools_and_what_they_gave(
@@ -208,6 +294,10 @@ async def test_answer_goes_on_from_the_assistants_words(
         assert whole.text == "user: Look. assistant: <think>\n\n</think>\n\nI see <think>"
         tokens = await gateway.swarm.tokenize(whole.text, whole.literal)
         assert reply.json()["usage"]["prompt_tokens"] == len(tokens)
+        client.made.ends.script[:] = ["x"]
+        prefixed = [said[0], {**said[1], "prefix": True}]
+        other = await ask.post("/v1/chat/completions", json=body(messages=prefixed, tools=[]))
+        assert other.json()["usage"]["prompt_tokens"] == len(tokens)
         for wrong in (
             {"messages": said[:1]},
             {"add_generation_prompt": True},
@@ -215,3 +305,42 @@ async def test_answer_goes_on_from_the_assistants_words(
         ):
             asked_so = body(**{"messages": said, "continue_final_message": True, **wrong})
             assert (await ask.post("/v1/chat/completions", json=asked_so)).status_code == 400
+
+
+async def test_channels_are_heard_and_held_to(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Of gpt-oss: thoughts and calls apart from words; an empty thought switches them off."""
+    message, streamed = await asked(f"{THOUGHT}{HARMONY_CALL}", HARMONY)
+    for found in (message, streamed):
+        assert found["reasoning_content"] == "Hm <b>."
+        assert found["finish_reason"] == "tool_calls"
+        (call,) = found["tool_calls"]
+        assert call["function"] == {"name": "look", "arguments": '{"at": 3}'}
+    message, _ = await asked(WORDS, HARMONY, tools=None)
+    assert message["content"] == "It is dark."
+    async with fake_gateway(chat_template=HARMONY) as (gateway, client, app), http(app) as ask:
+        started = client.made.ends.started
+        url = "/v1/chat/completions"
+        shape = {"type": "json_schema", "json_schema": {"schema": {"title": "shape"}}}
+        for more, wanted in (
+            ({"tool_choice": "required"}, "(call)"),
+            ({}, "(final | call)"),
+            ({"tools": None, "response_format": shape}, "(final)"),
+            ({"tools": None}, ""),
+        ):
+            client.made.ends.script[:] = ["Hi"]
+            assert (await ask.post(url, json=body(**more))).status_code == 200
+            assert wanted in started[-1].grammar
+            assert bool(wanted) == bool(started[-1].grammar)
+            assert ("title" in started[-1].grammar) == ("response_format" in more)
+        said = body()["messages"]
+        quiet = await gateway.swarm.render(said, options={"enable_thinking": False})
+        assert quiet.text.endswith(f"<|start|>assistant{NO_THOUGHTS}")
+        begun = await gateway.swarm.begun(await gateway.swarm.render(said), "It")
+        assert begun.text.endswith("<|start|>assistant<|channel|>final<|message|>It")
+        client.made.ends.script[:] = [" is dark."]
+        said = [*said, {"role": "assistant", "content": "It"}]
+        reply = await ask.post(url, json=body(messages=said, continue_final_message=True))
+        assert reply.json()["choices"][0]["message"]["content"] == " is dark."
+        assert "step" not in started[-1].grammar

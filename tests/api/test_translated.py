@@ -73,6 +73,7 @@ async def test_message_is_made_of_blocks(autojump_clock: MockClock) -> None:
     assert (events[0]["type"], events[-1]["type"]) == ("message_start", "message_stop")
     assert events[0]["message"]["usage"]["input_tokens"] > 0
     built: list[Any] = []
+    pieces = 0
     for each in events[1:-2]:
         assert each["index"] == len(built) - (each["type"] != "content_block_start")
         match each["type"]:
@@ -82,9 +83,13 @@ async def test_message_is_made_of_blocks(autojump_clock: MockClock) -> None:
                 delta = each["delta"]
                 name = delta["type"].removesuffix("_delta")
                 if name == "input_json":
-                    built[-1]["input"] = json.loads(delta["partial_json"])
+                    built[-1]["input"] = (built[-1]["input"] or "") + delta["partial_json"]
+                    pieces += 1
                 else:
                     built[-1][name] += delta[name]
+            case "content_block_stop" if built[-1]["type"] == "tool_use":
+                built[-1]["input"] = json.loads(built[-1]["input"])
+    assert pieces > 1
     assert [{**each, "id": 0} for each in built] == [{**each, "id": 0} for each in whole["content"]]
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
@@ -136,6 +141,9 @@ async def test_response_has_items_and_events_in_order(autojump_clock: MockClock)
     order = [kind for at, kind in enumerate(kinds) if not at or kinds[at - 1] != kind]
     filled = ["output_item.added", "content_part.added"]
     done = ["content_part.done", "output_item.done"]
+    pieces = [each["delta"] for each in events if "arguments.delta" in each["type"]]
+    assert "".join(pieces) == call["arguments"]
+    assert len(pieces) > 1
     arguments = [f"function_call_arguments.{end}" for end in ("delta", "done")]
     assert order == [
         "created", "in_progress",

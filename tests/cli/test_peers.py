@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from attrs import evolve
@@ -11,19 +12,23 @@ from rich.console import Console
 from p2pinfer.cli.doctor import (
     clock_findings,
     coverage_findings,
+    gpu_findings,
     is_public,
     peer_findings,
     probe_findings,
     router_findings,
 )
-from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, table
+from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, odds, table
 from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.gpu import Gpu, Search
 from p2pinfer.engine.llama.probe_reports import ProbeReport
+from p2pinfer.node.checks_db import ProvedRows
 from p2pinfer.node.local_peers import Here
 from p2pinfer.node.observer import ObservedPeer
 from tests.support.adverts import through
+from tests.support.gpus import CARD, EMULATED, ON_BOARD
 from tests.support.swarm import MODEL, peer
 
 NOW_MS = 1_800_000_000_000
@@ -62,6 +67,25 @@ def test_a_row_shows_all_that_is_known() -> None:
         "",
         "no answer",
     )
+
+
+def test_what_was_proved_is_said_with_its_odds() -> None:
+    """And why nothing was proved, also where some of it was before; in JSON, too."""
+    some = ObservedPeer(said("a", 1, 15), True, 0.1, proved=ProvedRows(8, 1_200, 7.0, ""))
+    none = ObservedPeer(said("b", 1, 15), True, 0.1, proved=ProvedRows(0, 0, 8.0, "it refused"))
+    one, two = odds([some, ObservedPeer(said("c", 1, 15), True, 0.1), none])
+    assert one.startswith(f"…{peer('a')[-6:]}: of the 1,200 rows")
+    assert "8 were opened" in one
+    assert one.endswith("caught with 57 %")
+    assert two == f"…{peer('b')[-6:]} was not proved the last time: it refused"
+    assert some.as_dict()["proved"] == {
+        "rows": 8,
+        "of_rows": 1_200,
+        "at": 7.0,
+        "chance_if_a_tenth_is_false": 0.5695,
+        "not_proved": None,
+    }
+    assert ObservedPeer(said("a", 1, 15), True, 0.1).as_dict()["proved"] is None
 
 
 def test_the_table_fits_a_narrow_terminal() -> None:
@@ -174,6 +198,48 @@ def test_settings_that_probes_ruled_out_are_reported_with_the_reason() -> None:
     ]
     assert all(finding.is_good for finding in findings)
     assert not probe_findings([])
+
+
+@pytest.mark.parametrize(
+    ("search", "backends", "used", "texts"),
+    [
+        (Search(), (), None, ["no GPU is used: llama.cpp was compiled for CPUs alone; to have"]),
+        (Search(), ("cuda",), None, ["for cuda, and finds none: is a driver for it installed?"]),
+        (Search(problem="it crashed"), ("cuda",), None, ["no GPU is used: it crashed"]),
+        (
+            Search((EMULATED, CARD, ON_BOARD)),
+            ("cuda", "vulkan"),
+            CARD,
+            [
+                "Vulkan0 (llvmpipe (LLVM 15)), 20,480 MiB of 20,480 MiB free, driver 1, is not",
+                "driver 535, is used for layers that it computes exactly, where it is faster",
+                "is not used: CUDA0 is",
+            ],
+        ),
+        (Search((CARD,)), ("cuda",), None, ["driver 535, is not used: --gpu says off"]),
+        (
+            Search((CARD,)),
+            ("cuda",),
+            replace(CARD, is_named=True),
+            ["is used for layers that it computes exactly"],
+        ),
+    ],
+)
+def test_gpus_are_reported_with_the_reason(
+    search: Search, backends: tuple[str, ...], used: Gpu | None, texts: list[str]
+) -> None:
+    """Of each, why it is or is not used; a search that failed is the only fault."""
+    findings = gpu_findings(search, backends, used)
+    for finding, text in zip(findings, texts, strict=True):
+        assert text in finding.text
+        assert finding.is_good is not bool(search.problem)
+
+
+def test_an_emulated_gpu_can_be_used_all_the_same() -> None:
+    """The finding says how."""
+    (finding,) = gpu_findings(Search((EMULATED,)), ("vulkan",), None)
+    assert "not used: it is emulated by the CPU" in finding.text
+    assert finding.text.endswith("to use it all the same: --gpu Vulkan0")
 
 
 def test_public_addresses_are_recognised() -> None:

@@ -23,6 +23,7 @@ from p2pinfer.client.answer import Answer
 from p2pinfer.client.conversation import Conversation
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.trust import Trust
+from p2pinfer.node.marked import read_marked
 from p2pinfer.node.requester import Client
 
 TEXT = "# Trees\n\nAn *oak*.\n\n```python\nprint(1)\n\nprint(2)\n```\n\n1. one\n2. two\n\nThe end"
@@ -119,6 +120,32 @@ async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
     ):
         assert words in said
     assert "40.0 tokens/s · checked" in made.status()
+
+
+async def test_answers_are_marked_and_mended(
+    notes: io.StringIO,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They become lessons at home; a mended one stands in the conversation from then on."""
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
+    made, found = talk()
+    for word, rest in (("/good", ""), ("/mend", "No.")):
+        await made.command(word, rest)
+    assert notes.getvalue().count("there is no answer yet to mark") == 2
+    await made._answer("Is it?")
+    await made.command("/mend", "")
+    assert "/mend TEXT" in notes.getvalue()
+    await made.command("/good", "")
+    assert [each[-1]["content"] for each in read_marked()] == ["Yes."]
+    await made.command("/mend", "No, since June.")
+    assert found.messages[-1]["content"] == "No, since June."
+    await made._answer("Why?")
+    await made.command("/good", "")
+    lessons = [[turn["content"] for turn in each] for each in read_marked()]
+    assert lessons == [["Is it?", "No, since June."], ["Is it?", "No, since June.", "Why?", "Yes."]]
+    assert "2 in all" in capsys.readouterr().out + notes.getvalue()
 
 
 @pytest.mark.parametrize(

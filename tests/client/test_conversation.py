@@ -9,11 +9,13 @@ import pytest
 from trio.testing import MockClock
 
 from p2pinfer.client.conversation import open_conversation
-from p2pinfer.client.library import Swarm
+from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.errors import NobodyServes, NotVerified, UserError
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.template import Message
 from p2pinfer.node.requester import Client
+from tests.client.test_harmony import TEMPLATE as HARMONY
+from tests.client.test_harmony import THOUGHT, WORDS
 from tests.support.fake_gateway import GREEDY, FakeClient
 from tests.support.swarm import CONTEXT, swarm
 
@@ -141,3 +143,19 @@ async def test_thinking_is_switched_off_and_on_again(
                 talk.think(wanted=wanted)
                 await talk.ask("Count.", lambda _: None)
     assert told == [{}, {"enable_thinking": False}, {}]
+
+
+async def test_channels_are_shown_as_thoughts_and_words(autojump_clock: MockClock) -> None:
+    """And what is remembered of gpt-oss's answers is what its template wants: the words."""
+    async with swarm() as made:
+        client, shown = FakeClient(made), list[str]()
+        client.ends.script[:] = [THOUGHT + WORDS, WORDS]
+        asker = cast("Client", client)
+        how = replace(GREEDY, max_tokens=60)
+        async with open_conversation(asker, how, lambda _: None, HARMONY) as talk:
+            await talk.ask("Look.", shown.append)
+            assert "".join(shown) == "<think>\nHm <b>.\n</think>\n\nIt is dark."
+            assert talk.messages[-1]["content"] == "It is dark."
+        async with open_swarm(asker, 1, chat_template=HARMONY) as opened:
+            said = [text async for text in opened.chat([{"role": "user", "content": "Look."}])]
+            assert "".join(said) == "It is dark."

@@ -16,6 +16,7 @@ from p2pinfer.client.tool_calls import (
     HERMES,
     LLAMA,
     MISTRAL,
+    MISTRAL_NAMED,
     NEMOTRON,
     PHI,
     QWEN_CODER,
@@ -26,8 +27,11 @@ from p2pinfer.client.tool_calls import (
     calls_shape,
     dialect_of,
 )
+from p2pinfer.core.text import TextStream
 from p2pinfer.engine.llama.binding import Vocabulary
 from p2pinfer.engine.llama.constraints import Grammars
+from p2pinfer.engine.special_tokens import CALL_MARKS
+from tests.support.vocabularies import write_vocabulary
 
 NUMBER = {
     "type": "object",
@@ -36,7 +40,7 @@ NUMBER = {
     "additionalProperties": False,
 }
 TOOLS = (Tool("count", "Counts.", NUMBER), Tool('od"d', "", {"type": "object", "if": {}}))
-DIALECTS = [HERMES, LLAMA, PHI, NEMOTRON, MISTRAL, DEEPSEEK, DEEPSEEK_PLAIN]
+DIALECTS = [HERMES, LLAMA, PHI, NEMOTRON, MISTRAL, MISTRAL_NAMED, DEEPSEEK, DEEPSEEK_PLAIN]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,46 @@ def test_a_call_that_may_be_fits_once_it_has_begun(grammars: Grammars) -> None:
     tight = '<tool_call>{"name": "count", "arguments": {"n": 5}}\n</tool_call>'
     assert allows(grammars, shape.grammar, tight)
     assert not allows(grammars, shape.grammar, "Well. " + written(HERMES, BAD))
-    assert calls_shape(Tools(TOOLS), LLAMA) is None
+    unmarked = calls_shape(Tools(TOOLS), LLAMA)
+    assert unmarked
+    for good in ("Hello.", "", "{}", '{"name": "x"}', '{"name": "co', "So " + written(LLAMA, BAD),
+                 written(LLAMA, GOOD), written(LLAMA, GOOD, GOOD)):  # fmt: skip
+        assert allows(grammars, unmarked.grammar, good), good
+    assert not allows(grammars, unmarked.grammar, written(LLAMA, BAD))
+    assert not allows(grammars, unmarked.grammar, '{"name": "count", "age": 3}')
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("is_control", [False, True])
+def test_a_call_that_may_be_is_held_in_every_family(
+    tmp_path: Path, dialect: Dialect, is_control: bool
+) -> None:
+    """Whether its marks are text or control tokens, which answers show; words are free."""
+    path = tmp_path / "v.gguf"
+    write_vocabulary(path, ("<s>", "</s>", *(CALL_MARKS if is_control else ())))
+    vocabulary = Vocabulary.of_file(path)
+    held = Grammars(vocabulary)
+    marks = {each.text: each.token for each in vocabulary.control_tokens()}
+    shape = calls_shape(Tools(TOOLS), dialect, marks=marks)
+    lead = "So " if dialect.begin else ""
+    for text, good in (
+        ("Hello [x] {y} <z>", True),
+        (lead + written(dialect, GOOD), True),
+        (written(dialect, GOOD, GOOD), True),
+        (lead + written(dialect, BAD), False),
+        (written(dialect, GOOD, BAD), False),
+    ):
+        constraint = held.begin(held.read(shape.grammar, is_gbnf=False))
+        speech, shown, is_allowed = Speech(Thoughts.NONE, Tools(TOOLS), dialect), TextStream(), True
+        for token in vocabulary.tokenize(text, special=True):
+            is_allowed = is_allowed and bool(constraint.allowed()[token])
+            if is_allowed:
+                constraint.accept(token)
+            list(speech.feed(shown.feed(vocabulary.shown(token))))
+        list(speech.end())
+        assert is_allowed == good, text
+        assert bool(speech.calls) == ("Hello" not in text)
+        assert speech.words == ("So" if text.startswith("So") else "" if speech.calls else text)
 
 
 FILE = {
@@ -203,6 +246,7 @@ def test_thoughts_may_stand_before_what_is_held_to_a_shape(grammars: Grammars) -
     [("", HERMES), ("{% if tools %}<tool_call>", HERMES),
      ("{{ tools }}<tool_call><function=<parameter=", QWEN_CODER),
      ("{{ tools }}[TOOL_CALLS]", MISTRAL),
+     ("{{ tools }}[TOOL_CALLS][ARGS]", MISTRAL_NAMED),
      ("{{ tools }}<|tool_call|>", PHI), ("{{ tools }}<TOOLCALL>", NEMOTRON),
      ("{{ tools }}<|python_tag|>", LLAMA), ("{{ tools }}", HERMES),
      ("{{ tools }}<｜tool▁call▁begin｜>```json", DEEPSEEK),  # noqa: RUF001
@@ -226,7 +270,9 @@ def test_conversation_with_tools_can_be_told_as_text() -> None:
     assert system["content"].startswith("Be brief.\n\n# Tools")
     assert '"name": "count"' in system["content"]
     assert user == messages[1]
-    assert HERMES.read(called["content"].split("<tool_call>")[1].split("</tool_call>")[0])
+    speech = Speech(Thoughts.NONE, Tools(TOOLS), HERMES)
+    list(speech.feed(called["content"]))
+    assert [call.arguments for call in speech.calls] == ['{"n": 5}']
     assert gave == {"role": "user", "content": "<tool_response>\n12345\n</tool_response>"}
     assert as_text(messages[:2], ()) == messages[:2]
     assert [each["role"] for each in as_text(messages[1:2], TOOLS)] == ["system", "user"]

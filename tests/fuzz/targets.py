@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -34,6 +34,7 @@ from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
 from transports.libp2p import circuit_messages, punching_rules
 from transports.libp2p.punching_rules import HolePunch
+from transports.libp2p.reach_inquiry import family_of
 from transports.libp2p.yamux import (
     HEADER,
     STREAMS_MAX,
@@ -269,23 +270,29 @@ def _judge_circuit(body: bytes) -> None:
 
 def _punch(chance: Random) -> bytes:
     """Return a message of hole punching, or what is left of one."""
-    told = [f"/ip4/{chance.choice(_HOSTS)}/tcp/{chance.randrange(1 << 16)}" for _ in range(6)]
+    hosts = [chance.choice(_HOSTS) for _ in range(6)]
+    told = [f"/{family_of(host)}/{host}/tcp/{chance.randrange(1 << 16)}" for host in hosts]
     kind = chance.choice([punching_rules.CONNECT, punching_rules.SYNC])
     told = told[: chance.randrange(7)]
     body = punching_rules.encode(HolePunch(kind, tuple(told), chance.random() < 0.5))
     return chance.randbytes(chance.randrange(80)) if chance.random() < 0.1 else damage(chance, body)
 
 
-_HOSTS = ("5.5.5.5", "5.5.5.11", "192.168.1.7", "10.0.0.1", "127.0.0.1", "169.254.1.1", "224.0.0.1")
+_HOSTS = (
+    *("5.5.5.5", "5.5.5.11", "192.168.1.7", "10.0.0.1", "127.0.0.1", "169.254.1.1", "224.0.0.1"),
+    *("2600:1::7", "2600:1::8", "2600:2::8", "2600:3::8", "fd00::8", "fe80::8", "64:ff9b::a00:1"),
+)
 
 
 def _judge_punch(body: bytes) -> None:
     """Whatever it says, few addresses are dialled, and none that is not of the Internet."""
     with suppress(ValueError):
         said = punching_rules.decode(body)
-        places = punching_rules.choose(said.addresses, {"5.5.5.11"})
+        places = punching_rules.choose(said.addresses, {"5.5.5.11", "2600:1::7"}, ("ip4", "ip6"))
         assert len(places) <= punching_rules.ADDRESSES_MAX
-        assert len(punching_rules.hosts_of(places)) <= punching_rules.HOSTS_MAX
+        hosts = punching_rules.hosts_of(places)
+        assert len(hosts) <= sum(punching_rules.HOSTS_MAX.values())
+        assert not any(ip_address(host) in ip_network("2600:1::/48") for host in hosts)
         for host, port in places:
             assert ip_address(host).is_global
             assert port >= (punching_rules.PORT_MIN if host == "5.5.5.11" else 1)

@@ -1,5 +1,7 @@
 """Command-line agents against the gateway: each lists a folder by a tool call, and writes a file.
 
+They are started as docs/clients.md shows.
+
 A scripted stand-in speaks for the model, which shows the interfaces and not what a model can. The
 agents are installed by ``make agents``; without Node or them these tests are skipped.
 """
@@ -10,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.stand_in import MARK, MODEL_NAME, stand_in_gateway
+from tests.support.page_code import ADDRESS, blocks
+from tests.support.stand_in import MARK, stand_in_gateway
 
 MODULES = Path(__file__).parent / "agents" / "node_modules"
 TEST_S_MAX = 300.0
@@ -29,96 +32,72 @@ THERE = "quokka.txt"
 GREETING = "Good morning, quokka."
 LAST_WORDS = "The greeting is written."
 
+IS_WHOLE = (MODULES / ".package-lock.json").exists()
+"""npm writes it last."""
+
 WHY_NOT = (
     "Node is not installed"
     if shutil.which("node") is None
     else "the agents are not installed: make agents"
-    if not MODULES.is_dir()
+    if not IS_WHOLE
     else ""
 )
+
+NODE_MIN = 20
+"""What the agents run on. Two of them ask for 22 and do without."""
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 
 @dataclass(frozen=True)
 class Agent:
-    """How one agent is started, and what its tools are called."""
+    """What one agent's tools are called. How it is started is on the page of clients."""
 
+    section: str
+    """Of the page."""
     program: str
     """Its executable; a pattern below node_modules, of which the last match is taken."""
-    words: tuple[str, ...]
-    """Its arguments; the task comes last."""
     look: tuple[str, Mapping[str, Any]]
     """The tool that lists the folder, and its arguments."""
     write: Callable[[Path], tuple[str, Mapping[str, Any]]]
     """The same for writing a file."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """In its values, and those of ``files``, GATEWAY is the gateway's address."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Its settings, below its home."""
 
-
-CODEX = f"""
-model = "{MODEL_NAME}"
-model_provider = "p2pinfer"
-[model_providers.p2pinfer]
-name = "p2pinfer"
-base_url = "GATEWAY/v1"
-wire_api = "responses"
-"""
-
-OPENCODE = {
-    "model": f"p2pinfer/{MODEL_NAME}",
-    "small_model": f"p2pinfer/{MODEL_NAME}",
-    "share": "disabled",
-    "autoupdate": False,
-    "provider": {
-        "p2pinfer": {
-            "npm": "@ai-sdk/openai-compatible",
-            "options": {"baseURL": "GATEWAY/v1"},
-            "models": {MODEL_NAME: {"limit": {"context": 32768, "output": 4096}}},
-        }
-    },
-}
 
 AGENTS = {
     "codex": Agent(
+        "Codex",
         ".bin/codex",
-        ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         ("exec_command", {"cmd": "ls"}),
         lambda _: ("exec_command", {"cmd": f"printf %s '{GREETING}' > hello.txt"}),
-        files={".codex/config.toml": CODEX},
     ),
     "opencode": Agent(
+        "opencode",
         "opencode-*/bin/opencode",  # the last one is for processors of any age
-        ("run",),
         ("bash", {"command": "ls", "description": "Lists the folder"}),
         lambda path: ("write", {"filePath": str(path), "content": GREETING}),
-        {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"},
-        {".config/opencode/opencode.json": json.dumps(OPENCODE)},
     ),
     "claude": Agent(
+        "Claude Code",
         "@anthropic-ai/claude-code-*/claude",
-        ("--allowedTools=Bash,Write", "-p"),
         ("Bash", {"command": "ls", "description": "List the folder"}),
         lambda path: ("Write", {"file_path": str(path), "content": GREETING}),
-        {
-            "ANTHROPIC_BASE_URL": "GATEWAY",
-            "ANTHROPIC_API_KEY": "none",
-            "ANTHROPIC_MODEL": MODEL_NAME,
-            "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL_NAME,
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "DISABLE_AUTOUPDATER": "1",
-        },
     ),
     "qwen": Agent(
+        "qwen-code",
         ".bin/qwen",
-        ("--auth-type", "openai", "--yolo", "-p"),
         ("run_shell_command", {"command": "ls", "is_background": False}),
         lambda path: ("write_file", {"file_path": str(path), "content": GREETING}),
-        {"OPENAI_BASE_URL": "GATEWAY/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": MODEL_NAME},
     ),
 }
+"""By the names of their commands."""
+
+OFFLINE = {
+    "DISABLE_AUTOUPDATER": "1",
+    "OPENCODE_DISABLE_AUTOUPDATE": "1",
+    "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+    "OPENCODE_DISABLE_MODELS_FETCH": "1",
+}
+"""What they would fetch otherwise, and do without."""
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:
@@ -152,19 +131,26 @@ async def test_an_agent_does_its_task(name: str, tmp_path: Path) -> None:
     programs = sorted(MODULES.glob(agent.program))
     if not programs:
         pytest.skip(f"{name} is not installed for this system: make agents")
-    folder.mkdir()
-    home.mkdir()
+    node = await trio.run_process(["node", "--version"], capture_stdout=True)
+    if int(node.stdout.decode().removeprefix("v").split(".")[0]) < NODE_MIN:
+        pytest.skip(f"Node {NODE_MIN} or newer is not installed")
+    for each in (folder, home, home / "bin"):
+        each.mkdir()
+    (home / "bin" / name).symlink_to(programs[-1])
     (folder / THERE).touch()
+    environment = {
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        **OFFLINE,
+    }
+    ((language, code),) = blocks()[agent.section]
+    assert (language, TASK in code) == ("sh", True)
     with trio.fail_after(TEST_S_MAX):
         async with stand_in_gateway(partial(speak, agent, folder)) as (url, prompts):
-            for path, text in agent.files.items():
-                (home / path).parent.mkdir(parents=True, exist_ok=True)
-                (home / path).write_text(text.replace("GATEWAY", url))
-            told = {key: value.replace("GATEWAY", url) for key, value in agent.environment.items()}
             ended = await trio.run_process(
-                [str(programs[-1]), *agent.words, TASK],
+                ["sh", "-e", "-c", code.replace(ADDRESS, url)],
                 cwd=folder,
-                env={"PATH": os.environ["PATH"], "HOME": str(home), **told},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_stdout=True,
                 capture_stderr=True,

@@ -5,6 +5,7 @@ They have an environment of their own, which ``make clients`` makes; without it 
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,8 +79,31 @@ def test_llama_index(gateway: RunningGateway, environment: dict[str, str], tmp_p
     assert len("".join(run("LlamaIndex", gateway.url, environment, tmp_path))) > 20
 
 
+COMPLETIONS = """
+from llama_index.llms.openai_like import OpenAILike
+
+model = OpenAILike(
+    api_base="http://127.0.0.1:11550/v1", api_key="none", model="default", max_tokens=8
+)
+print(repr(model.complete("Once upon a time").text))
+"""
+
+
+def test_llama_index_as_it_is_by_default(
+    gateway: RunningGateway, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Told nothing of chats, it asks for completions."""
+    code = COMPLETIONS.replace(ADDRESS, gateway.url)
+    done = subprocess.run(
+        [PYTHON, "-c", code], capture_output=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(done.stdout) > 10
+
+
 def test_every_section_is_run() -> None:
-    """By these tests, or by those in tests/real."""
+    """By these tests, those beside them, or those in tests/real."""
     here = {"LiteLLM", "LangChain", "llm", "LlamaIndex"}
+    beside = {"Claude Code", "Codex", "opencode", "qwen-code"}
     there = {"curl", "openai", "anthropic", "ollama", "Python without a gateway"}
-    assert {name for name, code in blocks().items() if code} == here | there
+    assert {name for name, code in blocks().items() if code} == here | beside | there

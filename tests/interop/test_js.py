@@ -29,7 +29,7 @@ WHY_NOT = (
     "Node is not installed"
     if shutil.which("node") is None
     else "js-libp2p is not installed: make interop"
-    if not (JS / "node_modules").is_dir()
+    if not (JS / "node_modules/.package-lock.json").exists()  # which npm writes last
     else ""
 )
 

@@ -42,9 +42,11 @@ def punch(internet: Internet, one: dict[str, Any], other: dict[str, Any]) -> Att
 
 
 def home(internet: Internet, number: int, name: str, options: dict[str, Any]) -> Host:
-    """Make a host behind a NAT."""
-    nat = internet.nat(f"n{name}", f"5.5.5.1{number}", delay_ms=DELAY_MS, **options)
-    return internet.host(name, f"10.{number}.0.2", behind=nat)
+    """Make a host behind a NAT; with an ``address6`` among the options, past it by IPv6, too."""
+    six = options.get("address6", "")
+    rest = {key: each for key, each in options.items() if key != "address6"}
+    nat = internet.nat(f"n{name}", f"5.5.5.1{number}", delay_ms=DELAY_MS, **rest)
+    return internet.host(name, f"10.{number}.0.2", behind=nat, address6=six)
 
 
 def can_punch(*options: dict[str, Any]) -> bool:
@@ -71,6 +73,27 @@ def test_two_homes_punch(internet: Internet) -> None:
     assert found.bytes_relayed_before > 200_000
     assert not found.called_is_client
     assert not found.was_dialled
+
+
+def test_two_homes_punch_by_ipv6_where_no_nat_can_be_opened(internet: Internet) -> None:
+    """Many have no public address of IPv4 of their own, but one of IPv6 behind a firewall."""
+    hosts = [
+        home(internet, number, name, {**SYMMETRIC, "address6": f"2600:{number}::2"})
+        for number, name in enumerate("ab")
+    ]
+    found = attempt(internet, hosts[0], hosts[1])
+    assert found.is_direct
+    assert found.statistics.punched == (1, 0, 0)
+    assert found.statistics.reversed == 0
+    assert found.bytes_relayed < OTHER_BYTES_MAX
+    assert not found.was_dialled
+
+
+def test_ipv6_at_one_end_alone_is_in_nobodys_way(internet: Internet) -> None:
+    """Who calls the relay by it is seen there by IPv4, too."""
+    found = punch(internet, {"address6": "2600::2"}, {})
+    assert found.is_direct
+    assert found.statistics.punched == (1, 0, 0)
 
 
 def test_the_last_try_swaps_the_roles(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:

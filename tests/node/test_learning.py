@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.privacy import Noise
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.split import add_model
@@ -151,6 +154,46 @@ async def test_what_is_held_out_is_only_measured(model: PartsModel, tmp_path: Pa
     async with rows_here(model, LAYERS) as (ends, _):
         with pytest.raises(UserError, match="line 7 is longer than the 1,024 tokens"):
             await word([*lessons, long], Path("lessons"), model, ends)
+
+
+async def test_noise_is_the_same_when_a_killed_run_goes_on(
+    model: PartsModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two noises for one step would show more than one; another task has noise of its own."""
+    lessons, data = lessons_of(tmp_path)
+    monkeypatch.setattr(learning, "KEEP_S", 0.0)
+    course = replace(OPTIONS.course, passes=3, noise=Noise(norm=0.5, multiplier=1.0))
+    options = replace(OPTIONS, course=course)
+    found = []
+    with workplace(model.id, data, options) as folder:
+        worded = await worded_by(model, folder, lessons)
+        for kills in ((), (2 + 1,), ()):
+            for times in kills:
+                with pytest.raises(_Killed):
+                    await learned(model, folder, worded, killing(times), course=course)
+            report, _ = await learned(model, folder, worded, course=course)
+            assert report.steps == 3
+            assert (folder / "noise").stat().st_mode & 0o077 == 0
+            found.append(np.concatenate([b.ravel() for _, b in report.matrices.values()]))
+            (folder / "state.npz").unlink()  # all steps are taken again
+            if kills:
+                (folder / "noise").unlink()
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.abs(found[2] - found[0]).max() > 1e-3
+
+
+def test_a_task_without_noise_has_the_folder_that_it_had(tmp_path: Path) -> None:
+    """So that a run of the version before goes on."""
+    said = (
+        '["m", {"course": {"batch": 2, "passes": 40, "rate": 0.01, "seed": 3},'
+        ' "held_out": 0.0, "layers": 2, "rank": 8, "threads": 1}]'
+    )
+    key = blake3(said.encode() + b"\0data", derive_key_context=learning._KEY_CONTEXT)
+    with workplace(ModelId("m"), b"data", OPTIONS) as folder:
+        assert folder.name == key.hexdigest(length=16)
+    noise = replace(OPTIONS.course, noise=Noise(1.0, 2.0))
+    with workplace(ModelId("m"), b"data", replace(OPTIONS, course=noise)) as folder:
+        assert folder.name != key.hexdigest(length=16)
 
 
 LESSON_END = {"role": "assistant", "content": "y"}

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from p2pinfer.cli.options import MachineFlags
+from p2pinfer.cli.machine_options import MachineFlags
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
-from p2pinfer.engine.llama.memory import WORKER_BYTES, sessions_bytes
+from p2pinfer.engine.llama.memory import GPU_BYTES, GPU_SHARE, WORKER_BYTES, sessions_bytes
 from p2pinfer.engine.store.assemble import PartsModel
-from p2pinfer.node.memory_plan import appetite, for_stage, layer_bytes, layers_max
+from p2pinfer.node.memory_plan import appetite, for_stage, layer_bytes, layers_max, too_small
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from p2pinfer.node.requester import Machine, for_model, with_long_sessions
+from p2pinfer.node.requester import Machine, check_memory, for_model, with_long_sessions
+from tests.support.gpus import CARD
 from tests.support.model_factory import Recipe, write_model
 
 AUTO = Machine(4, CONTEXT_DEFAULT, 1, LONG_CONTEXT_DEFAULT)
@@ -29,7 +31,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PartsModel:
 
 def test_a_context_that_is_named_is_kept() -> None:
     """Without one, some sessions may be longer."""
-    flags = MachineFlags(sessions=4, threads=1)
+    flags = MachineFlags(sessions=4, threads=1, gpu="off")
     assert flags.machine() == AUTO
     assert replace(flags, context=100).machine() == Machine(4, 100)
 
@@ -58,6 +60,22 @@ def test_no_session_is_longer_than_the_model_was_trained_for(model: PartsModel) 
     short = for_model(AUTO, replace(model, info=info))
     assert (short.context, short.long_context) == (2048, 2048)
     assert with_long_sessions(short, lambda *_: True).long_cells == 0
+
+
+def test_a_gpus_memory_is_planned_instead_of_the_machines(model: PartsModel) -> None:
+    """As many layers as fit there; a person's limit counts where it is lower."""
+    layer = layer_bytes(model, AUTO)
+    room = int((GPU_BYTES + WORKER_BYTES + 2.5 * layer) / GPU_SHARE)
+    gpu = replace(CARD, free_bytes=room)
+    on_gpu = replace(AUTO, gpu=gpu)
+    assert layers_max(model, on_gpu, None) == 2
+    assert layers_max(model, on_gpu, 1 << 40) == 2
+    assert layers_max(model, on_gpu, WORKER_BYTES + layer) == 1
+    full = replace(on_gpu, gpu=replace(gpu, free_bytes=0))
+    assert layers_max(model, full, None) == 0
+    assert "CUDA0 (A card) can spare only 0 MiB" in too_small(model, full, None)
+    with pytest.raises(UserError, match=r"of memory, and 0\.0 GiB are free"):
+        check_memory(model, LAYERS, full)
 
 
 def test_long_sessions_are_part_of_a_peers_memory_plan(model: PartsModel) -> None:

@@ -7,7 +7,7 @@ import pytest
 from p2pinfer.bench.cheats import open_world
 from p2pinfer.bench.zoo import ZOO
 from p2pinfer.core.trust import AuditVerdict
-from p2pinfer.core.verdict import HALF_ATTENTION_MAX
+from p2pinfer.core.verdict import ATTENTION_MAX
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.model_supply import open_store
 from p2pinfer.node.verify import verify_file
@@ -44,7 +44,7 @@ def test_openings_catch_cheats_without_layers(home: Path) -> None:
     report = bench(home, "proofs", *words)
     honest = report["honest"]
     assert (honest["openings"], honest["false_alarms"]) == (12, 0), honest
-    assert 0 < honest["worst"]["attention"] < HALF_ATTENTION_MAX
+    assert 0 < honest["worst"]["attention"] < ATTENTION_MAX
     assert honest["largest_bytes"] < 2_000_000
     steps = {each["cheat"]: each["by"] for each in report["cheats"]}
     assert steps["lower quantisation"] == ["query"]

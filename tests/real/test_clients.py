@@ -102,6 +102,44 @@ def test_openai_chat_with_tools_and_shapes(gateway: RunningGateway) -> None:
         assert isinstance(parsed.choices[0].message.parsed, Weather)
 
 
+def test_openai_async(gateway: RunningGateway) -> None:
+    """Under asyncio: chats and responses, whole, streamed and parsed; a forced call; a refusal."""
+
+    async def main() -> None:
+        async with openai.AsyncOpenAI(
+            base_url=f"{gateway.url}/v1", api_key="none", max_retries=0
+        ) as client:
+            short: dict[str, Any] = {**MORE, "messages": SAY, "max_tokens": 5, "temperature": 0}
+            whole = await client.chat.completions.create(**short)
+            async with client.chat.completions.stream(**short) as stream:
+                streamed = await stream.get_final_completion()
+            assert whole.choices[0].message.content
+            assert streamed.choices[0].message.content == whole.choices[0].message.content
+            tool: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+            called = await client.chat.completions.create(
+                **MORE, messages=SAY, tools=[tool], tool_choice="required"
+            )
+            assert called.choices[0].message.tool_calls
+            call: Any = called.choices[0].message.tool_calls[0]
+            assert json.loads(call.function.arguments) in CITIES
+            chat = await client.chat.completions.parse(
+                **MORE, messages=SAY, response_format=Weather
+            )
+            assert isinstance(chat.choices[0].message.parsed, Weather)
+            asked: dict[str, Any] = {**MORE, "input": "Which weather?", "temperature": 0}
+            response = await client.responses.create(**asked, max_output_tokens=4)
+            async with client.responses.stream(**asked, max_output_tokens=4) as events:
+                kinds = [event.type async for event in events]
+            assert response.output_text
+            assert kinds[-1] == "response.incomplete"
+            parsed = await client.responses.parse(**MORE, input="Which?", text_format=Weather)
+            assert isinstance(parsed.output_parsed, Weather)
+            with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
+                await client.embeddings.create(model="default", input="x")
+
+    asyncio.run(main())
+
+
 def test_anthropic_sync(gateway: RunningGateway) -> None:
     """Streamed and whole alike; a forced tool and its result; words to go on from."""
     with anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as client:
@@ -136,7 +174,7 @@ def test_anthropic_sync(gateway: RunningGateway) -> None:
 
 
 def test_anthropic_async(gateway: RunningGateway) -> None:
-    """Under asyncio, two at once."""
+    """Under asyncio: two streams at once, a whole message, a forced tool, a count."""
 
     async def main() -> None:
         async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key="none") as client:
@@ -150,6 +188,20 @@ def test_anthropic_async(gateway: RunningGateway) -> None:
             one, other = await asyncio.gather(ask(), ask())
             assert one
             assert one == other
+            asked: dict[str, Any] = {**MORE, "messages": SAY}
+            whole = await client.messages.create(
+                **asked, max_tokens=5, extra_body={"temperature": 0}
+            )
+            assert whole.content[0].type == "text"
+            assert whole.content[0].text == one
+            tool: Any = {"name": "weather", "input_schema": SCHEMA}
+            forced = await client.messages.create(
+                **asked, max_tokens=200, tools=[tool], tool_choice={"type": "any"}
+            )
+            use = forced.content[-1]
+            assert use.type == "tool_use"
+            assert use.input in CITIES
+            assert (await client.messages.count_tokens(**asked)).input_tokens > 0
 
     asyncio.run(main())
 
@@ -176,11 +228,16 @@ def test_ollama_sync(gateway: RunningGateway) -> None:
 
 
 def test_ollama_async(gateway: RunningGateway) -> None:
-    """Under asyncio."""
+    """Under asyncio: a text streamed, a chat whole and streamed alike."""
 
     async def main() -> None:
+        options = {"num_predict": 4, "temperature": 0}
         async with ollama.AsyncClient(gateway.url) as client:
-            parts = await client.generate("default", "Hi", stream=True, options={"num_predict": 4})
+            parts = await client.generate("default", "Hi", stream=True, options=options)
             assert "".join([part.response or "" async for part in parts])
+            whole = await client.chat("default", SAY, options=options)
+            pieces = await client.chat("default", SAY, options=options, stream=True)
+            text = "".join([piece.message.content or "" async for piece in pieces])
+            assert text == whole.message.content
 
     asyncio.run(main())

@@ -25,6 +25,7 @@ from tests.real import (
     test_invitations,
     test_keep,
     test_learn,
+    test_networks,
     test_parts,
     test_serving,
 )
@@ -39,13 +40,16 @@ SMALL: Final = {
     "bench constraints": "--peers 1 --tokens 18 --runs 1",
     "bench discovery": "--peers 2 --seconds 1 --cut 1 --settle 0",
     "bench evidence": "--peers 1 --tokens 34 --runs 1",
+    "bench membership": "--model {tiny} --lessons 4 --passes 2 --noise 1",
     "bench recovery": "--trials 1 --tokens 8 --roles middle --phases answer",
     "bench scheduler": "--rounds 1 --placed 100 --routed 3 100",
     "bench storage": "--rounds 2",
     "bench swarm": "--peers 2 --model {tiny}",
     "config": "",
     "key proof": "{tiny}",
+    "model proof-key": "{tiny}",
     "ledger": "",
+    "marked": "",
     "model calibrate": "{tiny}",
     "ps": "",
     "sim": "home --peers 3 --duration 20",
@@ -60,13 +64,16 @@ PRINTED: Final = {
     "bench constraints": {"decode_cost", "ms_per_token_without"},
     "bench discovery": {"all_know_all_s", "late_peer_knows_all_s"},
     "bench evidence": {"decode_cost", "settle_ms"},
+    "bench membership": {"runs", "delta"},
     "bench recovery": {"completed_share", "by_role_and_phase"},
     "bench scheduler": {"place_ms", "route_ms", "replacements_ms", "replaceable"},
     "bench storage": {"mb_per_s", "ratio_to_sha256"},
     "bench swarm": {"first_token_s", "route"},
     "config": {"options"},
     "key proof": {"layers", "bytes"},
+    "model proof-key": {"layers", "bytes"},
     "ledger": {"served", "used", "peers"},
+    "marked": {"file", "marked"},
     "model calibrate": {"bounds"},
     "sim": {"digest", "questions"},
     "sim scale": {"peers"},
@@ -98,6 +105,11 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "model show": test_model.test_show,
     "model suggest": test_model_names.test_suggest,
     "model verify": test_model.test_verify_names_what_is_damaged,
+    "network create": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network expel": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network invite": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network join": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network members": test_networks.test_a_founder_invites_and_expels_a_member,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
     "keep": test_keep.test_a_model_outlives_two_of_five_storers,
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
@@ -108,7 +120,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
 }
 """The tests that run the other commands."""
 
-ALONE: Final = {"doctor", "key new", "network-key", "--install-completion"}
+ALONE: Final = {"doctor", "key new", "network key", "network-key", "--install-completion"}
 """Commands with tests of their own below; the last three print no JSON, but a file's name."""
 
 LONG: Final = {
@@ -116,6 +128,7 @@ LONG: Final = {
     "bench cheats": "--trials 1 --checkpoints 100",
     "bench honest": "--checkpoints 200",
     "bench proofs": "--trials 1 --openings 100",
+    "bench membership": "",
     "bench recovery": "--trials 1",
     "bench scheduler": "",
     "sim validate": "",
@@ -187,10 +200,11 @@ def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None
     """On standard output, alone on their line."""
     for words in (
         ["key", "new"],
+        ["network", "key"],
         ["network-key"],
         ["--install-completion", "--shell", "bash", "--output"],
     ):
-        file = tmp_path / words[0].strip("-")
+        file = tmp_path / " ".join(words[:2]).strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
         assert file.read_bytes()

@@ -62,9 +62,21 @@ def test_a_swarm_gives_the_same_adapter(home: Path, tmp_path: Path) -> None:
     base = ["--base", here["base"], "--name", "again"]
     again = report_of(home, "model", "add", str(tmp_path / "a.gguf"), *base)
     assert again["base"] == here["base"]
+    hidden = report_of(home, *words, "--out", "hidden", "--noise", "1")
+    assert (hidden["epsilon"], hidden["delta"], hidden["steps"]) == (6.573, 1e-5, 6)
     taken = run(home, *words, "--out", "here")
     assert taken.returncode == 2
     assert "there is a model here already" in taken.stderr
+
+
+@pytest.mark.long
+def test_noise_hides_what_was_learned(tmp_path: Path) -> None:
+    """Without noise an attacker tells nearly always what was learned; with much he guesses."""
+    runs = report_of(tmp_path, "bench", "membership", "--noise", "2")["runs"]
+    assert [each["noise"] for each in runs] == [None, 2.0]
+    assert runs[0]["attack_auc"] > 0.85
+    assert runs[1]["attack_auc"] < 0.5 + 3 * runs[1]["guessing_auc_deviation"]
+    assert runs[1]["epsilon"] == pytest.approx(9.6084, abs=1e-3)
 
 
 @pytest.mark.long

@@ -5,7 +5,8 @@ from itertools import chain
 from random import Random
 from statistics import median
 
-from hypothesis import given
+from attrs import evolve
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.ids import PeerId, SessionId
@@ -36,8 +37,8 @@ def test_places_grow_slowly() -> None:
 def test_who_does_not_say_what_it_had_has_no_credit() -> None:
     """A little may be on its way; a statement mends it."""
     had, given = {FRIEND: 10**9}, {FRIEND: UNSTATED_MAX + 5}
-    assert Debts(had, given).places(FRIEND) == 0
-    assert Debts(had, given, stated={FRIEND: 5}).places(FRIEND) > 0
+    assert Debts(had, given, unstated=given).places(FRIEND) == 0
+    assert Debts(had, given, unstated={FRIEND: UNSTATED_MAX}).places(FRIEND) > 0
 
 
 work = st.integers(0, 10**6)
@@ -56,6 +57,35 @@ def test_sybils_gain_no_more_than_the_real_debts_towards_them(
         assert debts.net(sybil, forged) == 0
         assert debts.net(sybil, {**forged, **vouched}) == debts.net(sybil, vouched)
         assert debts.net(sybil, vouched) <= sum(had.values())
+
+
+amounts = st.integers(0, 30 * ANSWER_WORK)
+
+
+@settings(max_examples=25)
+@given(
+    st.dictionaries(st.sampled_from(PEERS), amounts),
+    st.dictionaries(st.sampled_from(PEERS), amounts),
+    st.integers(0, 40 * ANSWER_WORK),
+    st.randoms(use_true_random=False),
+)
+def test_a_hundred_sybils_together_get_no_more_than_the_real_debts_towards_them(
+    had: Mapping[PeerId, int], signed: Mapping[PeerId, int], real: int, chance: Random
+) -> None:
+    """One of them worked here; others' word for work goes to one; the rest they sign themselves."""
+    sybils = [PeerId(f"sybil {number}") for number in range(100)]
+    debts = Debts({**had, sybils[0]: real})
+    forged = dict.fromkeys(sybils, 10**9)
+    vouched = dict.fromkeys(sybils, forged) | {sybils[1]: {**forged, **signed}}
+    given = 0
+    for sybil in chance.sample(sybils, 30) * 3 + sybils[:2] * 50:
+        if debts.places(sybil, vouched[sybil]):
+            had_here = debts.given.get(sybil, 0) + ANSWER_WORK
+            debts = evolve(debts, given={**debts.given, sybil: had_here})
+            debts = debts.charged(debts.charges(sybil, vouched[sybil]))
+            given += ANSWER_WORK
+    assert given <= real + sum(min(had.get(peer, 0), work) for peer, work in signed.items())
+    assert given >= min(real, 40 * ANSWER_WORK) - ANSWER_WORK  # and what is owed, they do get
 
 
 def test_contributors_wait_a_third_of_free_riders_and_nobody_for_ever() -> None:

@@ -8,7 +8,7 @@ Time is trio's, so that a decode may take a second of a mock clock.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trio
@@ -357,8 +357,33 @@ class _FakeEndsSession(_FakeCells):
         self._decode([layers], position, inputs, outcome.take, regime=regime)
         return await outcome.wait()
 
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> list[tuple[Candidate, ...]]:
+        await self.absorb(position, rows, regime=regime)
+        return self._scores(position, following)
+
+    def _scores(self, position: int, following: Sequence[int]) -> list[tuple[Candidate, ...]]:
+        """Find each token less likely than the one before it."""
+        return [
+            (Candidate(token, f" {token}".encode(), -1.0 - position - at), *self._likely(7))
+            for at, token in enumerate(following)
+        ]
+
     async def next(
-        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+        self,
+        position: int,
+        rows: bytes,
+        *,
+        regime: Regime,
+        drafted: int | None = None,
+        following: Sequence[int] = (),
+    ) -> NextToken:
+        found = await self._next(position, rows, regime=regime, drafted=drafted)
+        return replace(found, scores=self._scores(position, following))
+
+    async def _next(
+        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None
     ) -> NextToken:
         decoded = await self._run(self._last, position, rows_of(rows), regime=regime)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
@@ -412,6 +437,10 @@ class FakeEnds:
         if most is not None and len(tokens) > most:
             raise PromptTooLong(f"{len(tokens)} tokens", most)
         return tokens
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Spell each token as its number."""
+        return [f" {token}".encode() for token in tokens]
 
     async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
         """Find every grammar good but one that says bad."""

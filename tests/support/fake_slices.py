@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
+from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.probe import Attempt, Probe, Tries, probe, try_settings
 
@@ -45,6 +46,27 @@ def wide_rows_differ(_settings: Settings, spans: Sequence[Span], _cells: int) ->
 def depends_on_other_sessions(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
     """Other sessions in the decode change a row."""
     return 1e-6 * (len(spans) > 1)
+
+
+def depends_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Rows depend on where their decode begins, however many there are."""
+    return 1e-6 * (spans[0].position % BLOCK_ROWS) * (sum(map(len, spans)) > 1)
+
+
+def gpu_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Only the CPU is exact."""
+    return depends_on_place(settings, spans, _cells) if settings.device else 0.0
+
+
+def gpu_needs_fixed_rows(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """On the GPU each number of rows gives another result."""
+    return 1e-6 * (1 + sum(map(len, spans))) if settings.device else 0.0
+
+
+def gpu_needs_plain_attention(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """As before, and attention depends on the place."""
+    error = depends_on_place(settings, spans, _cells) if settings.flash_attention else 0.0
+    return gpu_needs_fixed_rows(settings, spans, _cells) + (error if settings.device else 0.0)
 
 
 def blocks_depend_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
@@ -111,6 +133,14 @@ def plain_is_hardly_faster(settings: Settings) -> float:
     return 1.0 if settings.flash_attention else 0.95
 
 
+def _rows(span: Span) -> list[Span]:
+    """Split a span into its rows."""
+    return [
+        Span(span.slot, span.position + i, span.inputs[i : i + 1], layers=span.layers)
+        for i in range(len(span))
+    ]
+
+
 class FakeSlice:
     """What the probe needs of a slice."""
 
@@ -130,7 +160,12 @@ class FakeSlice:
             padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
             inputs = np.concatenate([span.inputs, padding])
             padded = Span(span.slot, span.position, inputs, layers=span.layers)
-            return [self.decode([padded])[0][: len(span)]]
+            return [self._decode([padded])[0][: len(span)]]
+        if self._settings.fixed:
+            return [np.concatenate([self._decode([row])[0] for row in _rows(s)]) for s in spans]
+        return self._decode(spans)
+
+    def _decode(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
         self.rows += sum(map(len, spans))
         self.layers |= {span.layers for span in spans}
         cells = max(span.position for span in spans)
@@ -145,6 +180,10 @@ class FakeSlice:
     def use_threads(self, threads: int) -> None:
         """Compute with another number of threads."""
         self._settings = replace(self._settings, threads=threads)
+
+    def use_fixed_rows(self) -> None:
+        """Decode only one row, or one fixed number of them."""
+        self._settings = replace(self._settings, fixed=True)
 
     def close(self) -> None:
         """Free it."""
@@ -190,10 +229,12 @@ def run(
     tokens: bool = False,
     cost: Cost = constant,
     is_most: bool = False,
+    gpu: Gpu | None = None,
+    why_not_cpu: str = "",
 ) -> Probe:
     """Probe a fake."""
     loader = Loader(flaw)
     tried = tries(trying(loader, tokens=tokens), cost)
-    found = probe(tried, threads, cache, KINDS, is_most=is_most)
+    found = probe(tried, threads, cache, KINDS, is_most=is_most, gpu=gpu, why_not_cpu=why_not_cpu)
     assert not any(part.is_open for part in loader.loaded)
     return found

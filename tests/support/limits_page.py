@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.limits_of_keeping import KEEPING
 from tests.support.limits_of_relays import RELAYS, ROUTERS
+from tests.support.limits_of_sums import SUMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -36,14 +37,14 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.limits",
             "SESSIONS_DEFAULT",
         ),
-        Row("at most (`--sessions`)", "{}", "p2pinfer.cli.options", "SESSIONS_MAX"),
+        Row("at most (`--sessions`)", "{}", "p2pinfer.cli.machine_options", "SESSIONS_MAX"),
         Row("positions per session (`--context`)", "{}", "p2pinfer.core.limits", "CONTEXT_DEFAULT"),
         Row("positions of the longest one", "{}", "p2pinfer.core.limits", "LONG_CONTEXT_DEFAULT"),
         Row(
-            "sessions per requester at a peer",
+            "sessions per requester at a peer (`--sessions-per-requester`)",
             "{}",
-            "peers.serving.stage",
-            "SESSIONS_PER_REQUESTER_MAX",
+            "p2pinfer.core.limits",
+            "SESSIONS_PER_REQUESTER_DEFAULT",
         ),
         Row("sessions waiting at a stage", "{}", "scheduler.admission", "WAITING_MAX"),
         Row(
@@ -345,6 +346,7 @@ TABLES: dict[str, list[Row]] = {
         ),
     ],
     "Kept models": [Row(*each) for each in KEEPING],
+    "Encrypted sums": [Row(*each) for each in SUMS],
     "Prompts": [
         Row(
             "text of a prompt; a longer one is refused unread",
@@ -382,7 +384,7 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "a session's cells that can be opened",
             "{}",
-            "p2pinfer.engine.llama.worker",
+            "p2pinfer.engine.llama.loaded_part",
             "COPIED_BYTES_MAX",
         ),
         Row("requesters that a stage opens rows for", "{}", "peers.receipts.prover", "ASKERS_MAX"),

@@ -1,6 +1,7 @@
 """A small model of random bytes, and peers that hold it in real stores, over a memory network."""
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -121,6 +122,10 @@ class Swarm:
     leave: dict[PeerId, Callable[[], None]] = field(default_factory=dict)
     told: list[Progress] = field(default_factory=list)
     blamed: list[PeerError] = field(default_factory=list)
+    had: Counter[PeerId] = field(default_factory=Counter)
+    """Bytes of right chunks, by the holder that gave them."""
+    sent: Counter[PeerId] = field(default_factory=Counter)
+    """Bytes of answers, as each holder counted them."""
 
     async def add(
         self, name: str, chunks: Callable[[Part, int], bool] = lambda _, __: True
@@ -133,7 +138,11 @@ class Swarm:
         """Add a peer that serves a store."""
 
         def listen(transport: MemoryTransport) -> None:
-            server = self.servers[transport.peer_id] = PartsServer(transport, store, in_place)
+            def count(_: PeerId, count: int) -> None:
+                self.sent[transport.peer_id] += count
+
+            server = PartsServer(transport, store, in_place, count)
+            self.servers[transport.peer_id] = server
             server.listen()
             KeepServer(transport, store, in_place).listen()
 
@@ -183,6 +192,7 @@ class Swarm:
             self.told.append,
             blame=self.blamed.append,
             run=in_place,
+            had=lambda who, count: self.had.update({who: count}),
         )
 
     def is_whole(self) -> bool:

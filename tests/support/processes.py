@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pinfer.core.python_process import python_command, python_environment
+from p2pinfer.engine.llama.libraries import FOLDER_VARIABLE
 from p2pinfer.node import requester
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine
@@ -50,7 +51,11 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
     It looks for nobody: another run of these tests may be on the same machine, or network.
     """
-    clean = {k: v for k, v in python_environment().items() if not k.startswith("P2PINFER_")}
+    clean = {
+        k: v
+        for k, v in python_environment().items()
+        if k == FOLDER_VARIABLE or not k.startswith("P2PINFER_")
+    }
     return {**clean, **NOT_LOOKING, "P2PINFER_HOME": str(home), **more}
 
 
@@ -109,9 +114,9 @@ def join(
     )
 
 
-def wait_ready(process: subprocess.Popen[bytes]) -> Peer:
+def wait_ready(process: subprocess.Popen[bytes], seconds: float = READY_S_MAX) -> Peer:
     """Wait until a peer serves; return its description."""
-    ready = json.loads(read_until(process.stdout, b"\n").splitlines()[-1])
+    ready = json.loads(read_until(process.stdout, b"\n", seconds).splitlines()[-1])
     return Peer(process, ready["peer"], ready["addresses"][0], ready["layers"])
 
 

@@ -7,6 +7,7 @@ NOT_LOOKING: Final = {
     "P2PINFER_DHT": "false",
     "P2PINFER_MAP": "false",
     "P2PINFER_THREADS": "1",
+    "P2PINFER_GPU": "off",
 }
 """Variables of a process that finds only the peers whose addresses it is given, and asks no router
-for a port. With one thread it computes as the reference does, however many cores there are."""
+for a port. On the CPU and with one thread it computes as the reference does, whatever there is."""

@@ -6,7 +6,10 @@ import socket
 from typing import Final
 
 import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
+from p2pinfer.core.errors import PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 
 NAMES_MAX: Final = 8
@@ -47,6 +50,22 @@ async def numeric(address: str) -> list[str]:
     ][:NAMES_MAX]
 
 
+def parse_address(address: str) -> Multiaddr:
+    """Return the multiaddr that a text is; raises UserError."""
+    try:
+        return Multiaddr(address)
+    except ValueError as error:
+        raise UserError(f"{address!r} is not a multiaddr: {error}.") from error
+
+
+def libp2p_id(peer: PeerId) -> ID:
+    """Return libp2p's own form of a peer's id; raises PeerUnavailable where there is none."""
+    try:
+        return ID.from_string(peer)
+    except ValueError as error:
+        raise PeerUnavailable(peer, f"{peer!r} is not a peer id") from error
+
+
 def place(address: str) -> str:
     """Return an address without the id of the peer that is expected there."""
     return address.partition("/p2p/")[0]
@@ -68,13 +87,19 @@ def explain(error: BaseException, *, private: bool) -> str:
     text = root(error)
     if "protocols not supported" in text and "noise" in text:
         if private:
-            return "it does not belong to this private network: it has no network key"
+            return (
+                "it does not belong to this private network: it has no network key, or one of"
+                " another kind"
+            )
         return "it belongs to a private network: give that network's key file with --network-key"
     if other := _OTHER_ID.search(text):
         return f"another peer is there: {other[1]}"
     if "Connection closed" in text:
         if private:
-            return "it refused the handshake: perhaps it has another network key"
+            return (
+                "it refused the handshake: perhaps it has another network key, or it is no member"
+                " any more, or this machine is none"
+            )
         return "it hung up during the handshake: it is not a peer, or accepts no more connections"
     return text
 

@@ -37,6 +37,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
+from transports.base import Gatekeeper
 from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
@@ -44,7 +45,12 @@ from transports.libp2p.circuit import check_caller
 from transports.libp2p.guests import Guests, admit_guests
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
-from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
+from transports.libp2p.private_noise import (
+    MEMBER_NOISE_ID,
+    PRIVATE_NOISE_ID,
+    MemberNoise,
+    PrivateNoise,
+)
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -110,11 +116,14 @@ def build_host(
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
     network_key: bytes | None = None,
+    members: Gatekeeper | None = None,
     announced: Sequence[str] = (),
     meetings: Meetings | None = None,
     guests: Guests | None = None,
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
+
+    With ``members``, only those of them who prove to be one.
 
     ``announced`` are told to others before the machine's own addresses. Peers that ``meetings``
     expect are taken for servers, though they have dialled. ``guests`` get the network's key for a
@@ -125,7 +134,7 @@ def build_host(
     host = new_host(
         key_pair=key_pair,
         # Given explicitly: libp2p's own list of securities accepts plaintext.
-        sec_opt=_security(key_pair, network_key),
+        sec_opt=_security(key_pair, network_key, members),
         muxer_opt={TProtocol(YAMUX_ID): Yamux},
         connection_config=ConnectionConfig(
             max_connections=connections_max,
@@ -158,20 +167,30 @@ def build_host(
     return host
 
 
-def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, ISecureTransport]:
+def _security(
+    key_pair: KeyPair, network_key: bytes | None, members: Gatekeeper | None
+) -> dict[TProtocol, ISecureTransport]:
     """Return the one handshake that this host speaks."""
     static = x25519_key_pair().private_key
     if network_key is None:
         return {NOISE_ID: Noise(key_pair, noise_privkey=static)}
+    if members:
+        noise = MemberNoise(key_pair, noise_privkey=static)
+        noise.key, noise.members = network_key, members
+        return {MEMBER_NOISE_ID: noise}
     private = PrivateNoise(key_pair, noise_privkey=static)
     private.key = network_key
     return {PRIVATE_NOISE_ID: private}
 
 
-def stranger_upgrader(network_key: bytes | None) -> TransportUpgrader:
+def stranger_upgrader(
+    network_key: bytes | None, members: Gatekeeper | None = None
+) -> TransportUpgrader:
     """Return what shakes hands under a key drawn now, which no other peer knows."""
     key_pair = ed25519_key_pair(ephemeral_identity().seed)
-    upgrader = TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+    upgrader = TransportUpgrader(
+        _security(key_pair, network_key, members), {TProtocol(YAMUX_ID): Yamux}
+    )
     _cure_negotiation(upgrader)
     return upgrader
 

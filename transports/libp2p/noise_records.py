@@ -8,6 +8,7 @@ through the session's own read and write.
 
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -138,7 +139,10 @@ class NoiseWire(NoiseRecords):
         self, session: SecureSession, noise: NoiseTransportReadWriter, tcp: TrioTCPStream
     ) -> None:
         super().__init__(session, noise)
-        tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
+        with suppress(OSError):  # it is gone already
+            # Kept where libp2p would: it knows IPv4 alone, and no socket without its descriptor.
+            host, port, *_ = tcp.stream.socket.getpeername()
+            tcp._cached_remote_address = str(host).partition("%")[0], port
         self._socket = socket.socket(fileno=tcp.stream.socket.detach())
         self._socket.setblocking(False)
         host, self.own_port, *_ = self._socket.getsockname()

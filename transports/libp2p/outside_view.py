@@ -8,7 +8,7 @@ connection stays while somebody may want to know, since the NAT may forget the p
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -82,10 +82,15 @@ class OutsideView:
         self._upgrader, self._here, self._touch = upgrader, here, touch
         self._looks: dict[str, _Look] = {}
 
-    async def look(self, relay: Connection, nursery: trio.Nursery) -> View | None:
-        """Return what a relay sees, None if that cannot be found out; it is asked in a nursery."""
-        remote = relay.get_remote_address()
-        if remote is None or not relay.is_initiator or ":" in remote[0] or not is_global(remote[0]):
+    async def look(
+        self, relay: Connection, said: Iterable[str], nursery: trio.Nursery
+    ) -> View | None:
+        """Return what a relay sees, None if that cannot be found out; it is asked in a nursery.
+
+        ``said`` are the multiaddrs that it says itself: it may be connected by IPv6.
+        """
+        remote = _by_ipv4(relay, said)
+        if remote is None:
             return None
         host = remote[0]
         found = self._looks.get(host)
@@ -134,6 +139,16 @@ class OutsideView:
                     await raw.close()
 
 
+def _by_ipv4(relay: Connection, said: Iterable[str]) -> Place | None:
+    """Return where a relay that was dialled is reached in the Internet by IPv4."""
+    remote = relay.get_remote_address()
+    if remote is None or not relay.is_initiator or not is_global(remote[0]):
+        return None
+    told = (place for each in said if (place := place_of(each)))
+    ways = (each for each in (remote, *told) if ":" not in each[0] and is_global(each[0]))
+    return next(ways, None)
+
+
 async def _observed(connection: Connection) -> Place:
     """Ask who is at the other end where it sees this one.
 
@@ -147,8 +162,8 @@ async def _observed(connection: Connection) -> Place:
     finally:
         stream.abort()
     found = place_of(str(Multiaddr(protobuf.data_of(fields, _OBSERVED) or b"")))
-    if found is None or not is_global(found[0]):
-        raise ValueError("it sees no address of the Internet")
+    if found is None or ":" in found[0] or not is_global(found[0]):
+        raise ValueError("it sees no IPv4 address of the Internet")
     return found
 
 
@@ -161,7 +176,7 @@ async def connect_from(here: Place, place: Place) -> trio.SocketStream:
     Raises:
         OSError: nobody takes it there, or this very connection exists already.
     """
-    sock = trio.socket.socket()
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in place[0] else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "SO_REUSEPORT"):

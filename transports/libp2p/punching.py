@@ -18,13 +18,12 @@ often, is in `punching_rules`.
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import trio
-from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
@@ -41,6 +40,7 @@ from transports.libp2p.dialling import REACHED
 from transports.libp2p.host import Meetings, connections, has_direct, own_hosts
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
+from transports.libp2p.news import News
 from transports.libp2p.outside_view import OutsideView, View, connect_from, end_gently
 from transports.libp2p.protobuf import delimited
 from transports.libp2p.punching_rules import (
@@ -62,7 +62,7 @@ from transports.libp2p.punching_rules import (
     place_of,
     public,
 )
-from transports.libp2p.reach_inquiry import is_global
+from transports.libp2p.reach_inquiry import family_of, is_global
 from transports.libp2p.stream import Stream
 
 log: Final = logging.getLogger("p2pinfer.relay")
@@ -95,31 +95,6 @@ RELAY_TOUCHED_S = 300.0
 
 PEER_TOUCHED_S = 7440.0
 """The same for a peer that punches, whose connection may last: 124 minutes."""
-
-
-class _News(INotifee):
-    """Calls a function whenever a connection has begun."""
-
-    def __init__(self, tell: Callable[[], object]) -> None:
-        self._tell = tell
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        self._tell()
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        pass
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        pass
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        pass
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        pass
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        pass
 
 
 class Punches:
@@ -159,7 +134,7 @@ class Punches:
         self.addresses_of: Callable[[PeerId], Sequence[str]] = lambda _: ()
         """Returns where a peer says to be reached; the node sets it."""
         host.set_stream_handler(TProtocol(DCUTR), self._serve)
-        swarm.register_notifee(_News(self._tell))
+        swarm.register_notifee(News(self._tell))
 
     async def run(self) -> None:
         """Serve, for ever."""
@@ -169,7 +144,7 @@ class Punches:
     def begin(self, relay: Connection) -> None:
         """Take note that a circuit through a relay is being made: ask it now where it sees us."""
         if self._nursery and not self._told_by_ipv4():
-            self._nursery.start_soon(self._outside.look, relay, self._nursery)
+            self._nursery.start_soon(self._look, relay, self._nursery)
 
     def called(self, circuit: Connection) -> None:
         """Try to replace a circuit that another peer has made."""
@@ -255,21 +230,39 @@ class Punches:
     def _told_by_ipv4(self) -> tuple[str, ...]:
         """Return the addresses at which others reach this peer anyway, without its id."""
         told = (each.partition("/p2p/")[0] for each in public(self._own()))
-        return tuple(each for each in told if place_of(each))
+        return tuple(each for each in told if each.startswith("/ip4/"))
+
+    def _by_ipv6(self) -> Place | None:
+        """Return where this peer listens by IPv6, which is where others see it; None if nowhere."""
+        own = {host for host in own_hosts() if ":" in host and is_global(host)}
+        told = (place_of(str(address)) for address in self._host.get_addrs())
+        return next((each for each in told if each and each[0] in own), None)
+
+    async def _look(self, relay: Connection, nursery: trio.Nursery) -> View | None:
+        return await self._outside.look(relay, self._identified(relay.peer_id), nursery)
+
+    def _identified(self, peer: ID) -> list[str]:
+        """Return the addresses at which a peer says that it is, by libp2p's identify."""
+        try:
+            return [str(each) for each in self._host.get_peerstore().addrs(peer)]
+        except PeerStoreError:
+            return []
 
     async def _view(self, circuit: Connection) -> tuple[View | None, tuple[str, ...]]:
         """Return what the circuit's relay sees, where that is of use, and the addresses to say."""
         if told := self._told_by_ipv4():
             return None, told
+        six = self._by_ipv6()
+        by_ipv6 = (f"/ip6/{six[0]}/tcp/{six[1]}",) if six else ()
         relay = self._relay_of(circuit)
         if relay is None or self._nursery is None:
-            return None, ()
-        view = await self._outside.look(relay, self._nursery)
+            return None, by_ipv6
+        view = await self._look(relay, self._nursery)
         if view is None:
-            return None, ()
+            return None, by_ipv6
         host, port = view.outside
         ports = dict.fromkeys((port, view.here[1]))  # most NATs keep the port
-        return view, tuple(f"/ip4/{host}/tcp/{each}" for each in ports)
+        return view, (*(f"/ip4/{host}/tcp/{each}" for each in ports), *by_ipv6)
 
     async def _replace(self, circuit: Connection) -> None:
         """As the called peer: dial the caller if it is public, punch otherwise."""
@@ -310,9 +303,9 @@ class Punches:
         """Return the public addresses of a caller; libp2p asks it for them meanwhile (identify)."""
         peer = PeerId(str(circuit.peer_id))
         found = list(self.addresses_of(peer))
-        with suppress(PeerStoreError):
-            at = map(str, self._host.get_peerstore().addrs(circuit.peer_id))
-            found += [each if "/p2p/" in each else f"{each}/p2p/{peer}" for each in at]
+        # By IPv6 what is global is seldom open: both dial at once then, which opens it.
+        four = [each for each in self._identified(circuit.peer_id) if each.startswith("/ip4/")]
+        found += [each if "/p2p/" in each else f"{each}/p2p/{peer}" for each in four]
         return public(dict.fromkeys(found))
 
     def _count(self, **changed: Any) -> None:
@@ -351,7 +344,7 @@ class Punches:
             stream.abort()
             addresses = public(f"{each}/p2p/{peer}" for each in said.addresses)
             return bool(addresses) and await self._reverse(peer, addresses)
-        places = choose(said.addresses, self._own_hosts(view))
+        places = choose(said.addresses, self._own_hosts(view), _families(ours))
         if not places or not self._ledger.begin(peer, hosts_of(places), trio.current_time()):
             stream.abort()
             return False
@@ -400,7 +393,7 @@ class Punches:
         peer_id = circuit.peer_id
         peer = PeerId(str(peer_id))
         view, ours = await self._view(circuit)
-        places = choose(said.addresses, self._own_hosts(view))
+        places = choose(said.addresses, self._own_hosts(view), _families(ours))
         if not ours or not self._ledger.begin(peer, hosts_of(places), trio.current_time()):
             return
         try:
@@ -421,12 +414,14 @@ class Punches:
         """Dial a peer while it dials us; return once it is connected, or the try is over."""
         hosts = hosts_of(places)
         self._touch(PEER_TOUCHED_S, *hosts)
-        here = view.here if view else self._here()
+        port = (view.here if view else self._here())[1]
+        here = {"ip4": ("0.0.0.0", port), "ip6": self._by_ipv6()}  # noqa: S104 - to dial from
         with self._meetings.expected(peer if is_client else None, hosts):
             with trio.move_on_after(TRY_S) as patience:
                 async with trio.open_nursery() as dials:
                     for place in places:
-                        dials.start_soon(self._dial, peer, here, place, is_client, patience)
+                        if own := here[family_of(place[0])]:
+                            dials.start_soon(self._dial, peer, own, place, is_client, patience)
                     await self._wait_direct(peer)
                     dials.cancel_scope.cancel()
 
@@ -440,7 +435,7 @@ class Punches:
         pause_s = REDIAL_S_MIN
         for _ in range(DIALS_PER_ADDRESS_MAX):
             try:
-                tcp = await connect_from(("0.0.0.0", here[1]), place)  # noqa: S104 - to dial from
+                tcp = await connect_from(here, place)
             except OSError as error:
                 log.debug("%s:%d: %s", *place, error)
                 await trio.sleep(pause_s)
@@ -462,7 +457,7 @@ class Punches:
                 if is_client:
                     muxed = (await self._swarm.upgrade_outbound_raw_conn(raw, peer)).muxed_conn
                 else:
-                    at = Multiaddr(f"/ip4/{place[0]}/tcp/{place[1]}")
+                    at = Multiaddr(f"/{family_of(place[0])}/{place[0]}/tcp/{place[1]}")
                     muxed = await self._swarm.upgrade_inbound_raw_conn(raw, at)
                 if muxed.peer_id != peer:
                     muxed.abort("it is not the peer that was to be met")
@@ -476,6 +471,11 @@ class Punches:
             if not made:
                 with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                     await raw.close()
+
+
+def _families(addresses: Sequence[str]) -> set[str]:
+    """Return the families of addresses: ``ip4``, ``ip6``."""
+    return {each.split("/")[1] for each in addresses}
 
 
 async def _hear(stream: Stream, peer: PeerId, kind: int) -> HolePunch:

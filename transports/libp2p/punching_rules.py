@@ -3,11 +3,14 @@
 Two hidden peers that talk through a relay tell each other at which addresses the Internet sees
 them, and dial each other at the same moment: https://github.com/libp2p/specs/blob/master/relay/DCUtR.md
 What the other side names is a claim: it may be a third party's address. So only addresses of the
-Internet are dialled, never one of a private network, few of them, seldom, and on few hosts.
+Internet are dialled, never one of a private network or of this peer's own site, few of them,
+seldom, and on few hosts. By IPv6 there is no NAT, but a home's router lets in answers alone: the
+same two dials open both.
 """
 
+import ipaddress
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,8 +32,12 @@ SYNC: Final = 300
 ADDRESSES_MAX = 4
 """Dialled at once for one peer."""
 
-HOSTS_MAX = 2
-"""Which these may be on: a home has one public address, or had another one a moment ago."""
+HOSTS_MAX: Final = {"ip4": 2, "ip6": 1}
+"""Which these may be on: a home has one public address, or had another one a moment ago; by IPv6 a
+machine says the one that it dials from."""
+
+SITE_BITS = 48
+"""Of an IPv6 address: what shares them with this peer's may be of its own home (RFC 6177)."""
 
 DIALS_PER_ADDRESS_MAX = 8
 """In one try: where a NAT refuses what comes too early, the next one a moment later gets in."""
@@ -61,10 +68,10 @@ _TYPE, _ADDRESSES, _SWAPPED = 1, 2, 1001
 _ADDRESSES_READ_MAX = 16
 """Of one message; the rest is ignored."""
 
-_PLACE: Final = re.compile(r"/ip4/([0-9.]+)/tcp/(\d{1,5})(?:/p2p/\w+)?", re.ASCII)
+_PLACE: Final = re.compile(r"/(ip[46])/([0-9A-Fa-f.:]+)/tcp/(\d{1,5})(?:/p2p/\w+)?", re.ASCII)
 
 Place = tuple[str, int]
-"""An IPv4 address and a port."""
+"""An IP address and a port."""
 
 
 @dataclass(frozen=True)
@@ -109,30 +116,48 @@ def decode(body: bytes) -> HolePunch:
 
 
 def place_of(address: str) -> Place | None:
-    """Return the host and port in a multiaddr, None if it is not of IPv4 and plain TCP."""
+    """Return the host and port in a multiaddr, None if it is not a number and plain TCP."""
     match = _PLACE.fullmatch(address)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        return None
+    try:
+        host = ipaddress.ip_address(match[2])
+    except ValueError:
+        return None
+    return (str(host), int(match[3])) if match[1] == f"ip{host.version}" else None
 
 
-def choose(theirs: Iterable[str], own_hosts: Collection[str]) -> list[Place]:
+def choose(
+    theirs: Iterable[str], own_hosts: Collection[str], families: Collection[str]
+) -> list[Place]:
     """Return where a peer may be dialled, of what it says.
 
     Args:
         theirs: multiaddrs.
         own_hosts: this machine's addresses, and those at which others see it.
+        families: ``ip4``, ``ip6``: those that this machine dials by.
     """
     found: dict[Place, None] = {}
-    hosts: set[str] = set()
+    hosts: dict[str, str] = {}
     for address in theirs:
         place = place_of(address)
-        if place is None or not is_global(place[0]):
+        if place is None or not _may_be_dialled(place[0], own_hosts):
             continue
         host, port = place
+        family = family_of(host)
         least = PORT_MIN if host in own_hosts else 1
-        if least <= port < 1 << 16 and (host in hosts or len(hosts) < HOSTS_MAX):
-            hosts.add(host)
+        is_known = host in hosts or Counter(hosts.values())[family] < HOSTS_MAX[family]
+        if family in families and least <= port < 1 << 16 and is_known:
+            hosts[host] = family
             found[place] = None
     return list(found)[:ADDRESSES_MAX]
+
+
+def _may_be_dialled(host: str, own_hosts: Collection[str]) -> bool:
+    """Whether an address is of the Internet, and by IPv6 of another site."""
+    own = [each for each in own_hosts if family_of(each) == "ip6"]
+    sites = [ipaddress.IPv6Network((each, SITE_BITS), strict=False) for each in own]
+    return is_global(host) and not any(ipaddress.ip_address(host) in site for site in sites)
 
 
 def public(addresses: Iterable[str]) -> list[str]:

@@ -17,9 +17,6 @@ from typing import Any
 import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.network.swarm import Swarm
-from libp2p.peer.id import ID
-from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
@@ -38,16 +35,8 @@ from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel, frame
 from transports.libp2p.circuit import Circuits
-from transports.libp2p.dialling import (
-    CIRCUIT,
-    REACHED,
-    explain,
-    numeric,
-    place,
-    relay_of,
-    root,
-    through,
-)
+from transports.libp2p.dialler import Dialler
+from transports.libp2p.dialling import CIRCUIT, REACHED, libp2p_id, parse_address, root
 from transports.libp2p.gossip import Gossip
 from transports.libp2p.guests import Guests
 from transports.libp2p.held_relays import HeldRelays
@@ -66,6 +55,7 @@ from transports.libp2p.host import (
     protocol_id,
     stranger_upgrader,
 )
+from transports.libp2p.host_run import leave, run_host
 from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
@@ -77,21 +67,6 @@ from transports.libp2p.relay_limits import RelayLimits
 from transports.libp2p.stream import Stream
 from transports.port_mapping.keeper import PortKeeper
 from transports.port_mapping.messages import NONCE_BYTES
-
-DIAL_S_MAX = 10.0
-"""For one of a peer's addresses to answer and prove who it is."""
-
-LAST_WORDS_S = 0.02
-"""At the end, for gossip to hand what was just published to its neighbours' streams."""
-
-FLUSH_S_MAX = 0.5
-"""At the end, for what was sent to leave this machine."""
-
-STRAIGHT_S = 0.5
-"""For direct addresses to answer before a relay is asked, too: a handshake across an ocean."""
-
-STRAIGHT_PRIVATE_S = 0.1
-"""The same where all are private ones: who is on this network answers in milliseconds."""
 
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""
@@ -120,7 +95,7 @@ class Libp2pTransport:
         self.reach = ReachWatch(
             host,
             announced,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             Random(secrets.randbits(64)),  # noqa: S311 -- picks which peer to ask first
             partial(secrets.randbits, 64),
             on_change=self.note_moved,
@@ -145,6 +120,7 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
+        self._dialler = Dialler(host, self.circuits, is_private=self._private)
         self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
         self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
         self.circuits.watch.has_direct = partial(has_direct, host)
@@ -160,7 +136,7 @@ class Libp2pTransport:
         self.punches = Punches(
             host,
             meetings,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             lambda: self.addresses,
             self.reach_directly,
         )
@@ -185,14 +161,17 @@ class Libp2pTransport:
     def addresses(self) -> Sequence[str]:
         """Multiaddrs at which others reach this peer, with its id.
 
-        Of a hidden peer those through its relays; while that is open, they stand behind its own.
+        Of a hidden peer those through its relays, which else stand behind its own: while that is
+        open, or where it is hidden by IPv4 alone.
         """
         relayed = self.relays.addresses
         if self.reachability is Reachability.HIDDEN:
             return relayed
         if self.reachability is Reachability.PUBLIC:
-            return [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
-        return [*self.own_addresses[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
+            own = [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
+        else:
+            own = [*self.own_addresses]
+        return [*own[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
 
     @property
     def own_addresses(self) -> Sequence[str]:
@@ -206,6 +185,11 @@ class Libp2pTransport:
     def reachability(self) -> Reachability:
         """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
         return self.reach.reachability
+
+    def part(self, peer: PeerId) -> None:
+        """End all connections with a peer; it may come back."""
+        for connection in self._connections(peer):
+            connection.abort("it is no member of this network any more")
 
     async def wait_moved(self) -> None:
         """Wait for other addresses; see `transports.base.Transport.wait_moved`."""
@@ -269,10 +253,15 @@ class Libp2pTransport:
         return self._relaying is Relaying.ALWAYS
 
     def _needs_relays(self) -> bool:
-        """Whether others cannot dial this peer, or none could be asked and it looks so."""
-        if self.reachability is not Reachability.UNKNOWN:
-            return self.reachability is Reachability.HIDDEN
-        hosts = [found[2] for each in self.own_addresses if (found := REACHED.match(each))]
+        """Whether others cannot dial this peer by IPv4, or none could be asked and it looks so.
+
+        By IPv6 not everybody can, and what is global stands behind a firewall at home.
+        """
+        verdict = self.reach.families["ip4"].verdict
+        if verdict is not Reachability.UNKNOWN:
+            return verdict is Reachability.HIDDEN
+        found = [REACHED.match(each) for each in self.own_addresses]
+        hosts = [each[2] for each in found if each and each[1] == "ip4"]
         return not any(map(is_global, hosts)) and any(
             (remote := each.get_remote_address()) and is_global(remote[0])
             for each in self._dialled_directly()
@@ -329,7 +318,7 @@ class Libp2pTransport:
 
     async def connect(self, address: str) -> PeerId:
         """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
-        multiaddr = _parse(address)
+        multiaddr = parse_address(address)
         names = [protocol.name for protocol in multiaddr.protocols()]
         if not REACHED.fullmatch(address) or names[-1] != "p2p":
             raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
@@ -373,7 +362,7 @@ class Libp2pTransport:
         return self._gossip.join(name, accept)
 
     def _connections(self, peer: PeerId) -> list[Connection]:
-        return connections(self._host, _id(peer))
+        return connections(self._host, libp2p_id(peer))
 
     async def reach_directly(self, peer: PeerId, addresses: Sequence[str]) -> Connection:
         """Return a connection that no relay carries, dialling if there is none.
@@ -399,7 +388,7 @@ class Libp2pTransport:
         async with lock:
             found = [
                 conn
-                for conn in self._host.get_network().get_connections(_id(peer))
+                for conn in self._host.get_network().get_connections(libp2p_id(peer))
                 if not conn.is_closed
                 and not conn.muxed_conn.is_closed
                 and (conn.muxed_conn.is_initiator or not own)
@@ -410,83 +399,9 @@ class Libp2pTransport:
             tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
             if direct:
                 tried = [address for address in tried if not CIRCUIT.fullmatch(address)]
-            muxed, address = await self._dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
+            muxed, address = await self._dialler.dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
             self._remember(peer, [address, *(other for other in tried if other != address)])
             return muxed
-
-    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> tuple[object, str]:
-        """Try all addresses at once, and return the connection to the first that answers.
-
-        Those through relays are tried once the others have failed, or had a moment.
-        """
-        if not addresses:
-            raise PeerUnavailable(peer, "no address of it is known")
-        swarm = self._host.get_network()
-        assert isinstance(swarm, Swarm), "new_host makes a Swarm"
-        made: list[tuple[object, str]] = []
-        faults: list[str] = []
-        circuits = [address for address in addresses if CIRCUIT.fullmatch(address)]
-        straight = [address for address in addresses if address not in circuits]
-
-        async def try_straight() -> None:
-            async with trio.open_nursery() as dials:
-                for address in straight:
-                    dials.start_soon(attempt, address)
-            failed.set()
-
-        async def call(address: str) -> None:
-            try:
-                made.append((await self.circuits.dial(address, peer), address))
-            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
-                faults.append(f"{through(address)}: {explain(error, private=self._private)}")
-            else:
-                nursery.cancel_scope.cancel()
-
-        async def attempt(address: str) -> None:
-            try:
-                targets = await numeric(address)
-            except (OSError, ValueError) as error:  # the latter for what no name can be
-                faults.append(f"{place(address)}: {root(error)}")
-                return
-            async with trio.open_nursery() as dials:
-                for target in targets:
-                    dials.start_soon(dial, target)
-
-        async def dial(address: str) -> None:
-            try:
-                conn: Any = await swarm.dial_addr(_parse(address), _id(peer))
-            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
-                faults.append(f"{place(address)}: {explain(error, private=self._private)}")
-            else:
-                made.append((conn.muxed_conn, address))
-                nursery.cancel_scope.cancel()
-
-        with trio.move_on_after(DIAL_S_MAX) as deadline:
-            async with trio.open_nursery() as nursery:
-                failed = trio.Event()
-                nursery.start_soon(try_straight)
-                is_near = not any(
-                    (found := REACHED.match(address)) and is_global(found[2])
-                    for address in straight
-                )
-                with trio.move_on_after(STRAIGHT_PRIVATE_S if is_near else STRAIGHT_S):
-                    await failed.wait()
-                for address in self._trusted(circuits):
-                    nursery.start_soon(call, address)
-        if made:
-            return made[0]
-        if deadline.cancelled_caught:
-            faults.append(f"no answer within {DIAL_S_MAX:g} s")
-        raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
-
-    def _trusted(self, circuits: Sequence[str]) -> Sequence[str]:
-        """Return the circuits through relays that did not lie or stall, or all if all did."""
-        good = [
-            address
-            for address in circuits
-            if (relay := relay_of(address)) and not self.circuits.watch.is_blamed(relay)
-        ]
-        return good or circuits
 
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._known.pop(peer, None)
@@ -497,7 +412,7 @@ class Libp2pTransport:
     async def _open_library(self, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
         """Open a channel on libp2p's own muxer."""
         try:
-            channel = LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
+            channel = LibraryChannel(await self._host.new_stream(libp2p_id(peer), [name]), peer)
         except Exception as error:
             raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
         return await begun(channel, first)
@@ -532,7 +447,7 @@ async def open_libp2p(
             f"{reach.network!r} cannot name a network:"
             " use up to 64 of a-z, 0-9, dot, dash, underscore."
         )
-    listening = [_parse(address) for address in listen]
+    listening = [parse_address(address) for address in listen]
     for address in listening:
         check_port(address)
     identity = identity or ephemeral_identity()
@@ -543,6 +458,7 @@ async def open_libp2p(
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
+        members=reach.members,
         announced=announced,
         meetings=meetings,
         guests=guests,
@@ -551,7 +467,7 @@ async def open_libp2p(
     async with trio.open_nursery() as nursery:
         try:
             gossip = Gossip(host, reach.network, partial(cut_off, host))
-            await nursery.start(_run, host, listening)
+            await nursery.start(run_host, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics, listens=bool(listening))
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
@@ -566,39 +482,10 @@ async def open_libp2p(
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error
-        await _leave(host)
+        await leave(host)
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-async def _run(
-    host: IHost, listening: Sequence[Multiaddr], task_status: trio.TaskStatus[None]
-) -> None:
-    async with host.run(listen_addrs=listening):
-        for address in listening:
-            if str(address) not in host.get_network().listeners:
-                raise UserError(f"Cannot listen on {address}: choose another address or port.")
-        task_status.started()
-        await trio.sleep_forever()
-
-
-async def _leave(host: IHost) -> None:
-    """Let what was sent leave, then close every connection without a wait, and the ports."""
-    swarm: Any = host.get_network()
-    with trio.move_on_after(FLUSH_S_MAX, shield=True):
-        await trio.sleep(LAST_WORDS_S)
-        async with trio.open_nursery() as nursery:
-            for conn in swarm.get_connections():
-                muxed = conn.muxed_conn
-                nursery.start_soon(
-                    muxed.wait_flushed if isinstance(muxed, Connection) else conn.close
-                )
-    for conn in connections(host):
-        conn.leave()
-    with trio.CancelScope(shield=True):
-        for listener in list(swarm.listeners.values()):
-            await listener.close()  # when cancelled, libp2p leaves them open
 
 
 def _wrap(stream: Any) -> Channel:
@@ -608,17 +495,3 @@ def _wrap(stream: Any) -> Channel:
     if isinstance(muxed, Stream):
         return StreamChannel(muxed, remote)
     return LibraryChannel(stream, remote)
-
-
-def _parse(address: str) -> Multiaddr:
-    try:
-        return Multiaddr(address)
-    except ValueError as error:
-        raise UserError(f"{address!r} is not a multiaddr: {error}.") from error
-
-
-def _id(peer: PeerId) -> ID:
-    try:
-        return ID.from_string(peer)
-    except ValueError as error:
-        raise PeerUnavailable(peer, f"{peer!r} is not a peer id") from error

@@ -1,7 +1,7 @@
 // The page: conversations on the left, the chat, and the swarm on the right.
 
 import * as store from "./store.js";
-import { chat, follow, listModels, RequestError } from "./stream.js";
+import { chat, follow, listModels, mark, RequestError } from "./stream.js";
 import { showAnswers, showRoute, showState } from "./map.js";
 import { closePanels } from "./panels.js";
 import { openSettings } from "./settings.js";
@@ -13,6 +13,7 @@ import { number, t, translated } from "./words.js";
 const IDEAS = ["Why is the sky blue?", "Name three trees that lose their leaves.", "Write a haiku about the sea."];
 const NEAR_END_PX = 80;
 const BAR_TOKENS_MIN = 100; // of a prompt; a shorter one is read before the eye finds the bar
+const AT_HOME = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname); // answers are marked nowhere else
 const touch = matchMedia("(hover: none)");
 const byId = (id) => document.getElementById(id);
 const [log, turns, question, send] = ["log", "turns", "question", "send"].map(byId);
@@ -29,7 +30,7 @@ function isAtEnd() {
 
 function showConversation() {
   const running = answering.get(current.id);
-  const deeds = { onAgain: again, onEdit: edit, onNew: begin, onResults: () => answer(current) };
+  const deeds = { onAgain: again, onEdit: edit, onNew: begin, onResults: () => answer(current), onMark: AT_HOME && keep };
   views = current.turns.map((turn) => showTurn(turn, deeds));
   turns.replaceChildren(...views.map((view) => view.item));
   views.forEach((view, at) => {
@@ -138,6 +139,21 @@ function bodyOf(conversation) {
   if (store.settings.tools) body.tools = store.settings.tools;
   for (const name of store.NUMBERS) if (typeof store.settings[name] === "number") body[name] = store.settings[name];
   return body;
+}
+
+/** Keep an answer as one to learn from, or the text that it should have been. */
+async function keep(turn, text) {
+  const conversation = current;
+  const before = conversation.turns.slice(0, conversation.turns.indexOf(turn)).flatMap(messagesOf);
+  if (store.settings.system) before.unshift({ role: "system", content: store.settings.system });
+  const count = await mark([...before, { role: "assistant", content: text }]);
+  if (text !== turn.text) {
+    turn.text = text;
+    delete turn.account; // which is of what the swarm said
+    store.touch(conversation);
+    if (conversation === current) showConversation();
+  }
+  byId("spoken").textContent = t("Kept on this machine, {0} in all; p2pinfer marked shows them.", count);
 }
 
 async function ask(text) {

@@ -80,6 +80,16 @@ export async function fetchJson(path) {
   return (await send(path, {})).json();
 }
 
+/** Keep a conversation whose last answer is right; returns how many are kept. */
+export async function mark(messages) {
+  const reply = await send("/api/marked", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ messages }),
+  });
+  return (await reply.json()).marked;
+}
+
 /** Fetch a file. */
 export async function download(path) {
   return (await send(path, {})).blob();

@@ -44,7 +44,7 @@ function textButton(label, onClick) {
 }
 
 /** Show a turn; returns what lets its text and account change. */
-export function showTurn(turn, { onAgain, onEdit, onNew, onResults }) {
+export function showTurn(turn, { onAgain, onEdit, onNew, onResults, onMark }) {
   const item = make("li", `turn ${turn.role}`);
   const body = make("div", "said");
   item.append(make("span", "unseen", t(turn.role === "user" ? "You asked:" : "The answer:")), body);
@@ -82,6 +82,7 @@ export function showTurn(turn, { onAgain, onEdit, onNew, onResults }) {
         setTimeout(() => copy.querySelector("use").setAttribute("href", "#i-copy"), COPIED_MS);
       });
       if (turn.text) tools.append(copy);
+      if (turn.text && onMark && !turn.calls && !turn.problem) tools.append(...marksOf(turn, foot, onMark));
       if (isLast && turn.refused) tools.append(textButton(t("Edit the question"), onEdit), textButton(t("New conversation"), onNew));
       else if (isLast) tools.append(iconButton("again", t("Answer again"), onAgain));
       foot.append(tools);
@@ -89,6 +90,33 @@ export function showTurn(turn, { onAgain, onEdit, onNew, onResults }) {
   };
   view.update();
   return view;
+}
+
+/** Offer to keep an answer to learn from, as it is or as it should have been. */
+function marksOf(turn, foot, onMark) {
+  const good = iconButton("good", t("Good answer: keep it to learn from"), () => keep(turn.text));
+  const mend = iconButton("mend", t("Mend the answer"), () => {
+    if (foot.parentNode.querySelector(".mending")) return;
+    const field = make("textarea", "");
+    Object.assign(field, { rows: 4, required: true, value: turn.text });
+    const form = make("form", "results mending", make("label", "", t("What the answer should have been"), field));
+    form.append(make("button", "strong", t("Keep it to learn from")));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      keep(field.value).then(() => form.remove());
+    });
+    foot.before(form);
+    field.focus();
+  });
+  async function keep(text) {
+    try {
+      await onMark(turn, text);
+      good.querySelector("use").setAttribute("href", "#i-check");
+    } catch (error) {
+      foot.append(make("p", "problem", translated(error.message)));
+    }
+  }
+  return [good, mend];
 }
 
 /** Fold a file that went along with a question. */
@@ -184,6 +212,8 @@ function stages({ route, trust }) {
     const at = audits.findIndex((each) => each.peer === hop.peer && each.layers === hop.layers);
     if (at >= 0) item.append(verdict(audits.splice(at, 1)[0]));
     else if (trust) item.append(make("span", "verdict", t("signed")));
+    const other = trust?.unproved?.find((each) => each.peer === hop.peer && each.layers === hop.layers);
+    if (other) item.append(make("span", "verdict", t("not proved: {0}", other.why)));
     item.title = hop.peer;
     list.append(item);
   }

@@ -110,27 +110,14 @@ class Aside:
             return self._aside, self._moved[slot]
         return self._home, slot
 
-    def borrow(self) -> tuple[Slice, int] | None:
-        """Return a free slot aside for something else, until ``give_back``; None if none is."""
-        if self._aside is None or not self._free:
-            return None
-        return self._aside, self._free.pop()
-
-    def give_back(self, slot: int) -> None:
-        """Take a slot back, and free its cells."""
-        assert self._aside
-        self._aside.truncate(slot, 0)
-        self._free.append(slot)
-
     def cells(self, slot: int, bytes_max: int) -> KvState:
-        """Return a copy of a session's cells, wherever they are; raises as ``Slice.cells``."""
-        assert self._aside
-        if slot in self._long:
-            raise EngineError("the session is longer than the cells beside those of sessions")
-        streams = self._aside.sessions
-        if slot in self._moved:
-            return self._aside.cells(self._moved[slot], bytes_max, streams)
-        return self._home.cells(slot, bytes_max, streams)
+        """Return a copy of a session's cells, for a slice of one session.
+
+        Raises:
+            EngineError: as ``Slice.cells``.
+        """
+        part, there = self._place_of(slot)
+        return part.cells(there, bytes_max, streams=1)
 
     def forget(self, slot: int) -> None:
         """Free the cells of a session that is over."""

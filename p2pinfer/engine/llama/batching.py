@@ -51,16 +51,22 @@ class Regimes:
     agree: bool
     """A row has the same bits narrow and wide, so as many single rows may share a decode as a wide
     one holds."""
+    fixed: bool = False
+    """Decodes have one row, or one fixed number of them."""
 
     @property
     def single_rows_max(self) -> int:
         """How many sessions' single rows one decode may hold."""
+        if self.fixed:
+            return 1
         return WIDE_ROWS_MAX if self.agree else NARROW_ROWS_MAX
 
     def pad_to(self, regime: Regime) -> int:
         """The fewest rows a decode must have to run in a regime's kernels."""
         if regime is Regime.BLOCK:
             return BLOCK_ROWS
+        if self.fixed:
+            return WIDE_ROWS_MAX if regime is Regime.WIDE else 0
         return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 

@@ -14,24 +14,13 @@ positions whatever other sessions do, so the floating-point sums of attention ne
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# How often a thread checks whether the others have finished before it sleeps until they have; there
-# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
-# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
-# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
-# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
-# Read when llama.cpp is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
-
-import llama_cpp
 import numpy as np
-from blake3 import blake3
-from llama_cpp import llama_cpp as api
-from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
@@ -42,12 +31,34 @@ from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
+from p2pinfer.engine.llama import libraries
+from p2pinfer.engine.llama.ggml import Ggml
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.llama.tracing import Trace, Tracer, check_traced
-from p2pinfer.engine.special_tokens import ControlToken
+from p2pinfer.engine.special_tokens import CALL_MARKS, ControlToken
+
+# How often a thread checks whether the others have finished before it sleeps until they have; there
+# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
+# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
+# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
+# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
+# Read when llama.cpp is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
+
+
+def _bindings() -> Any:
+    """Import llama.cpp's Python bindings, for the libraries that a person names, if any."""
+    libraries.use_named_folder()
+    import llama_cpp
+
+    return llama_cpp
+
+
+_llama_cpp = _bindings()
+api = _llama_cpp.llama_cpp
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -55,13 +66,14 @@ CELLS_GRAIN = 256
 _LLAMA_LOAD_MODE_NONE = 0
 """llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
 
+_ALL_LAYERS = -1
+"""llama.h: of ``n_gpu_layers``; the head counts as one, the embedding stays with the CPU."""
+
 _GGML_TYPE_BF16 = 30
 """ggml.h; the Python bindings name only older types."""
 
 Rows = NDArray[np.float32]
 Tokens = NDArray[np.int32]
-
-_ggml = ctypes.CDLL(str(next(libggml_base_path.glob("*ggml-base.*"))))
 
 _log_lines: list[str] = []
 _LOG_LINES_MAX = 20
@@ -77,6 +89,8 @@ def _keep_errors(level: int, text: bytes, _: Any) -> None:
 
 api.llama_log_set(_keep_errors, ctypes.c_void_p(0))
 
+_ggml = Ggml(libraries.folder())
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -89,6 +103,10 @@ class Settings:
     """Keep V in bfloat16: slower, but the same bits for any number of threads past 512 cells."""
     flash_attention: bool = True
     """llama.cpp's default; without it, far positions take less time on some CPUs."""
+    device: str = ""
+    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU."""
+    fixed: bool = False
+    """Decode only one row, or one fixed number of them: what is narrow goes row by row."""
 
 
 @dataclass(slots=True)  # frozen ones take five times as long to make, once per token
@@ -102,6 +120,8 @@ class Span:
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
     layers: int | None = None
     """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
+    every: bool = False
+    """Give logits of each row, and not of the last alone."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -192,9 +212,9 @@ class Slice:
         params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            _llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if self.settings.flash_attention
-            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            else _llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.kv_unified = False
         # A windowed layer must keep every cell, or dropping positions would not bring them back.
@@ -217,6 +237,10 @@ class Slice:
         if threads != self._threads:
             self._threads = threads
             api.llama_set_n_threads(self.ctx, threads, threads)
+
+    def use_fixed_rows(self) -> None:
+        """Decode only one row, or one fixed number of them, from now on."""
+        self.settings = replace(self.settings, fixed=True)
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop a session's positions from ``length`` on; 0 frees all its cells.
@@ -363,6 +387,8 @@ class Slice:
         for span in spans:
             self.check(span)
             self.truncate(span.slot, span.position)
+        if self.settings.fixed and not pad_to and sum(map(len, spans)) > 1:
+            return [self._row_by_row(span) for span in spans]
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
         outputs = self._run(rows, len(spans), spans[0].layers or self._usual_layers, pause)
         for span in spans:
@@ -374,6 +400,16 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
+    def _row_by_row(self, span: Span) -> NDArray[np.float32]:
+        """Run each row of a span by itself; return the last one's logits, or all if wanted."""
+        found = []
+        for i in range(len(span)):
+            is_told = span.every or i + 1 == len(span) or not self._logits
+            outputs = span.outputs and is_told
+            at, row = span.position + i, span.inputs[i : i + 1]
+            found.append(self.decode([Span(span.slot, at, row, outputs, span.layers)])[0].copy())
+        return found[-1] if self._logits and not span.every else np.concatenate(found)
+
     def trace(
         self, span: Span, *, pad_to: int = 0, pause: Callable[[], None] | None = None
     ) -> Trace:
@@ -384,7 +420,7 @@ class Slice:
         Args:
             span: one row.
             pad_to: as for ``decode``.
-            pause: as for ``decode``.
+            pause: called between any two steps; otherwise as for ``decode``.
 
         Raises:
             UnsupportedModel: layers of this architecture cannot be traced.
@@ -431,15 +467,16 @@ class Slice:
         return np.frombuffer(data, np.float32).reshape(-1, self.width)
 
     def _logits_of(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
-        """One row of logits per span that asked for outputs: of its last row."""
+        """The last row's logits per span that asked for outputs, or all of its rows'."""
         found, row = [], -1
         for span in spans:
             row += len(span)
             if not span.outputs:
                 found.append(np.empty((0, self.vocabulary), np.float32))
                 continue
-            data = api.llama_get_logits_ith(self.ctx, row)
-            found.append(np.ctypeslib.as_array(data, (1, self.vocabulary)))
+            rows = len(span) if span.every else 1  # one behind the other, in their order
+            data = api.llama_get_logits_ith(self.ctx, row - rows + 1)
+            found.append(np.ctypeslib.as_array(data, (rows, self.vocabulary)))
         return found
 
 
@@ -490,7 +527,8 @@ class _Batch:
             else:
                 self._embd[row : row + len(span)] = span.inputs
             while row < first + len(span):
-                self._place(row, span.slot, span.position + row - first, wanted=not only_last)
+                wanted = span.every or not only_last
+                self._place(row, span.slot, span.position + row - first, wanted=wanted)
                 row += 1
             self._wanted[row - 1] = span.outputs or not only_last
         while row < pad_to:
@@ -513,6 +551,10 @@ class _Batch:
         self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted
 
 
+_SHOWN = {"<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"}
+"""Control tokens of gpt-oss, which llama.cpp declares to be text, so that answers show them."""
+
+
 class Vocabulary:
     """The tokenizer of a loaded slice that kept its own.
 
@@ -528,6 +570,8 @@ class Vocabulary:
         """Load a vocabulary without the weights, until the process ends; raises BadModelFile."""
         params = api.llama_model_default_params()
         params.vocab_only = True
+        no_devices = _ggml.device_list("")
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         model = api.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
@@ -552,6 +596,15 @@ class Vocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
+
+    def shown(self, token: int) -> bytes:
+        """Return the bytes that an answer shows of a token: text, and what a call begins with."""
+        return self._marks.get(token) or self.piece(token)
+
+    @cached_property
+    def _marks(self) -> dict[int, bytes]:
+        control = self.control_tokens()
+        return {each.token: each.text.encode() for each in control if each.text in CALL_MARKS}
 
     @property
     def size(self) -> int:
@@ -580,10 +633,13 @@ class Vocabulary:
         found = []
         for token in range(self.size):
             kind = api.llama_vocab_get_attr(self._vocab, token)
-            if kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN):
+            is_control = kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN)
+            is_shown = kind & api.LLAMA_TOKEN_ATTR_USER_DEFINED and self._text(token) in _SHOWN
+            if is_control or is_shown:
                 strips_left = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP)
                 strips_right = bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP)
-                found.append(ControlToken(token, self._text(token), strips_left, strips_right))
+                strips = strips_left, strips_right
+                found.append(ControlToken(token, self._text(token), *strips, bool(is_shown)))
         return found
 
     @property
@@ -605,6 +661,8 @@ class Sampler:
         allowed: TokenFilter | None = None,
     ) -> None:
         self._part, self._chain, self._told = part, None, sampling.top_logprobs
+        self.prompt_told = sampling.prompt_logprobs or 0
+        """How many of the likeliest tokens to tell beside each of a prompt's."""
         self._filter = allowed
         self._is_greedy = not (sampling.temperature or sampling.is_penalised or sampling.logit_bias)
         if self._is_greedy:
@@ -629,7 +687,8 @@ class Sampler:
             token = self._draw(row, logits)
             return token, [] if told is None else log_probabilities(logits, token, told)
         as_found = None if told is None else logits.copy()
-        logits[:, ~self._filter.allowed()] = -np.inf  # where llama.cpp reads them too
+        # Where llama.cpp reads them too.
+        np.copyto(logits, np.float32(-np.inf), where=~self._filter.allowed())
         token = self._draw(row, logits)
         self._filter.accept(token)
         if told is None or as_found is None:
@@ -678,7 +737,11 @@ def _samplers(sampling: Sampling, vocabulary: int) -> list[Any]:
 
 def _load_model(path: Path, settings: Settings) -> Any:
     params = api.llama_model_default_params()
-    params.n_gpu_layers = 0
+    devices = _ggml.device_list(settings.device)
+    # Always told, or prompts are multiplied on a GPU although the layers are not there.
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.split_mode, params.main_gpu = _llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
     model = api.llama_model_load_from_file(str(path).encode(), params)
@@ -736,9 +799,7 @@ def _last_error() -> str:
 def build_fingerprint() -> str:
     """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
     features = api.llama_print_system_info().decode()
-    library = min(libggml_base_path.glob("*ggml-cpu.*"))
-    compiled = blake3(library.read_bytes()).hexdigest(length=6)
-    return f"{llama_cpp.__version__} {compiled} {features}"
+    return f"{_llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:

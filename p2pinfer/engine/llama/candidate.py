@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,14 +43,16 @@ MEASURED_BYTES_MIN = 8 << 20
 """Of weights in the layers that are timed: they must take longer than what surrounds them."""
 
 
-def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
+def attempt(part: PartConfig, settings: Settings, device: str = "") -> Probe | Crash | None:
     """Try settings; None when they are not exact.
+
+    ``device``: all that a GPU's arithmetic depends on.
 
     Raises:
         BadModelFile: llama.cpp does not load the slice.
         EngineError: memory ran out.
     """
-    said = _ask(part, [settings], is_measure=False)
+    said = _ask(part, [settings], is_measure=False, device=device if settings.device else "")
     if isinstance(said, Crash):
         return said
     found = said["probe"]
@@ -66,9 +69,9 @@ def measured(part: PartConfig, choices: Sequence[Settings]) -> list[float]:
 
 
 def _ask(
-    part: PartConfig, choices: Sequence[Settings], *, is_measure: bool
+    part: PartConfig, choices: Sequence[Settings], *, is_measure: bool, device: str = ""
 ) -> dict[str, Any] | Crash:
-    words = [asdict(part), [asdict(each) for each in choices], is_measure]
+    words = [asdict(part), [asdict(each) for each in choices], is_measure, device]
     command = [*COMMAND, json.dumps(words)]
     with (
         tempfile.TemporaryFile() as stderr,
@@ -124,9 +127,9 @@ def main() -> None:
     os.dup2(2, 1)  # whatever llama.cpp prints must not mix with the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # gigabytes that are never read
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    part, choices, is_measure = json.loads(sys.argv[1])
+    part, choices, is_measure, device = json.loads(sys.argv[1])
     config, settings = PartConfig(**part), [Settings(**each) for each in choices]
-    run = _measure if is_measure else _try_one
+    run = _measure if is_measure else partial(_try_one, device)
     said: dict[str, Any]
     try:
         said = run(config, settings, answers)
@@ -136,7 +139,9 @@ def main() -> None:
     os._exit(0)  # nothing to save; llama.cpp's destructors only take time
 
 
-def _try_one(config: PartConfig, choices: list[Settings], answers: int) -> dict[str, Any]:
+def _try_one(
+    device: str, config: PartConfig, choices: list[Settings], answers: int
+) -> dict[str, Any]:
     def load(settings: Settings) -> Slice:
         path = Path(config.path)
         part = _ReportingSlice(
@@ -148,7 +153,7 @@ def _try_one(config: PartConfig, choices: list[Settings], answers: int) -> dict[
     layers = None  # where logits come out, all run
     if not config.logits:
         layers = layers_to_probe(read_slice_header(Path(config.path)))
-    found = try_settings(load, choices[0], tokens=config.tokens, layers=layers)
+    found = try_settings(load, choices[0], tokens=config.tokens, layers=layers, device=device)
     return {"probe": found and asdict(found)}
 
 

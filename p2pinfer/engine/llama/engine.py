@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -10,8 +11,18 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, Room, RowSteps
+from p2pinfer.engine.base import (
+    Candidate,
+    Decoded,
+    Done,
+    EngineBusy,
+    NextToken,
+    Room,
+    RowSteps,
+    Scores,
+)
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
+from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
 from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
 from p2pinfer.engine.special_tokens import SpecialTokens
@@ -208,13 +219,30 @@ class _LocalEndsSession:
         assert isinstance(decoding_us, int)
         return decoding_us
 
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> Scores:
+        _, scores = await self._slot.ask("score", position, regime, rows, following)
+        return [_candidates(each) for each in scores]
+
     async def next(
-        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+        self,
+        position: int,
+        rows: bytes,
+        *,
+        regime: Regime,
+        drafted: int | None = None,
+        following: Sequence[int] = (),
     ) -> NextToken:
-        answer = await self._slot.ask("next", position, regime, rows, drafted)
-        decoding_us, token, piece, is_end, rows, likely = answer
-        candidates = tuple(Candidate(*each) for each in likely)
-        return NextToken(token, piece, is_end, rows, decoding_us, candidates)
+        values = position, regime, rows, drafted, list(following)
+        answer = await self._slot.ask("next", *values)
+        decoding_us, token, piece, is_end, rows, likely, scores = answer
+        found = [_candidates(each) for each in scores]
+        return NextToken(token, piece, is_end, rows, decoding_us, _candidates(likely), found)
+
+
+def _candidates(likely: list[Any]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(*each) for each in likely)
 
 
 class LocalEnds:
@@ -234,6 +262,10 @@ class LocalEnds:
     ) -> list[int]:
         """Return a text's tokens; as ``Tokenizer.tokenize``."""
         return await self._tokenizer.tokenize(text, special=special, literal=literal, most=most)
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for; as ``Tokenizer.pieces``."""
+        return await self._tokenizer.pieces(tokens)
 
     async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
         """Return a grammar for ``Sampling``; as ``Tokenizer.read_grammar``."""
@@ -263,10 +295,12 @@ async def open_stage(
     threads: int | None = 1,
     long_context: int = 0,
     long_cells: int = 0,
+    gpu: Gpu | None = None,
 ) -> AsyncIterator[LocalStage]:
     """Run a stage's slice, whose first layer is the model's ``first``, in a worker process.
 
-    Some of its sessions may be as long as ``long_context``, and share ``long_cells`` positions.
+    Some of its sessions may be as long as ``long_context``, and share ``long_cells`` positions. Its
+    layers are on the GPU, if there is one and it is exact.
 
     Raises:
         BadModelFile, UnsupportedModel: the slice cannot be run.
@@ -274,7 +308,7 @@ async def open_stage(
     """
     part = PartConfig(str(path), tokens=False, logits=False)
     with in_use(path):
-        config = WorkerConfig((part,), sessions, context, threads, long_context, long_cells)
+        config = WorkerConfig((part,), sessions, context, threads, long_context, long_cells, gpu)
         async with open_worker(config) as worker:
             yield LocalStage(worker, first)
 
@@ -290,6 +324,7 @@ async def open_ends(
     threads: int | None = 1,
     long_context: int = 0,
     long_cells: int = 0,
+    gpu: Gpu | None = None,
 ) -> AsyncIterator[LocalEnds]:
     """Run both ends of a model in one worker process; raises as ``open_stage``.
 
@@ -299,7 +334,7 @@ async def open_ends(
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),
     )
-    config = WorkerConfig(parts, sessions, context, threads, long_context, long_cells)
+    config = WorkerConfig(parts, sessions, context, threads, long_context, long_cells, gpu)
     with in_use(first_end, last_end):
         async with open_tokenizer(first_end) as tokenizer, open_worker(config) as worker:
             yield LocalEnds(worker, layers, tokenizer)

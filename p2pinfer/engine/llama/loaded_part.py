@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import CannotCopy, EngineBusy
+from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.cores import thread_counts
 from p2pinfer.engine.frames import (
     PartConfig,
@@ -24,6 +24,7 @@ from p2pinfer.engine.llama.binding import Slice, Span
 from p2pinfer.engine.llama.core_shares import CoreShares, Threads
 from p2pinfer.engine.llama.kv_state import KvState
 from p2pinfer.engine.llama.memory import aside_sessions
+from p2pinfer.engine.llama.pacing import Pacing
 from p2pinfer.engine.llama.probed import probed
 from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
@@ -73,16 +74,13 @@ class WorkerJob:
 
 Fail = Callable[[WorkerRequest, EngineError], None]
 
-NO_SLOT = -1
-
 
 @dataclass(slots=True)
 class _Copy:
-    """The cells of one session as they were, and a slot aside to run rows behind them."""
+    """The cells of one session as they were, and a context of its own to run rows behind them."""
 
     cells: KvState
     part: Slice
-    slot: int
 
 
 class LoadedPart:
@@ -90,12 +88,13 @@ class LoadedPart:
 
     def __init__(self, part: PartConfig, config: WorkerConfig, shares: CoreShares) -> None:
         try:
-            self._probe = probed(part, config.threads, shares.count)
+            self._probe = probed(part, config.threads, shares.count, config.gpu)
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
         counts = thread_counts(self._probe.settings.threads)
         self._threads = Threads(counts, None if config.threads else shares)
-        self._regimes = Regimes(self._probe.regimes_agree)
+        settings = self._probe.settings
+        self._regimes = Regimes(self._probe.regimes_agree, settings.fixed)
         load = partial(
             Slice,
             Path(part.path),
@@ -107,12 +106,14 @@ class LoadedPart:
         self.slice, aside = load(sessions=config.sessions), None
         give_back_zeros()  # cells that no session has written to yet
         is_stage = not (part.tokens or part.logits)  # an end is a few layers
-        if is_stage and aside_sessions(config.sessions) and self.slice.can_move:
+        # On a GPU a decode must not pause: between layers it computes in other steps then.
+        can_pause = self.slice.can_move and not settings.device
+        if is_stage and aside_sessions(config.sessions) and can_pause:
             aside = load(sessions=aside_sessions(config.sessions), like=self.slice)
             give_back_zeros()
         self._places = Aside(self.slice, aside)
         self._copy: _Copy | None = None
-        self.closed = _why_closed(self.slice, is_stage=is_stage, has_aside=aside is not None)
+        self.closed = _why_closed(self.slice, is_stage=is_stage)
         self.waiting: Batcher[WorkerJob] = Batcher(self._regimes)
         self._paused_ns = 0
 
@@ -149,6 +150,7 @@ class LoadedPart:
             numerics_class=self._probe.numerics_class,
             repack=self._probe.settings.repack,
             flash_attention=self._probe.settings.flash_attention,
+            device=self._probe.settings.device,
             closed=self.closed,
         )
 
@@ -160,41 +162,40 @@ class LoadedPart:
         self.drop()
         if self.closed:
             raise CannotCopy(self.closed)
-        borrowed = self._places.borrow()
-        if borrowed is None:
-            raise EngineBusy("no cells are free beside those of sessions just now")
-        try:
-            cells = self._places.cells(slot, COPIED_BYTES_MAX)
-            if cells.positions < positions:
-                raise EngineError(f"the session holds {cells.positions} positions")
-        except EngineError:
-            self._places.give_back(borrowed[1])
-            raise
-        self._copy = _Copy(cells, *borrowed)
+        cells = self._places.cells(slot, COPIED_BYTES_MAX)
+        if cells.positions < positions:
+            raise EngineError(f"the session holds {cells.positions} positions")
+        # Made for this copy: others' sessions keep all their cells, and go on in its pauses.
+        part = self._load(sessions=1, context=cells.positions, like=self.slice)
+        self._copy = _Copy(cells, part)
         return cells.values_type
 
     def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         """Return K and V rows of the copy; raises EngineError if there is none."""
         return self._copied().cells.rows(layer, first, end)
 
-    def trace(self, span: Span, regime: Regime, fail: Fail, look: Callable[[], None]) -> Trace:
-        """Trace one row behind the copy's positions before it; pauses as a prompt's decode does.
+    def trace(self, span: Span, regime: Regime, let_others: Callable[[], bool]) -> Trace:
+        """Trace one row behind the copy's positions before it.
+
+        Args:
+            span: the row, of slot 0.
+            regime: that it ran in.
+            let_others: called between steps; decodes once what waits, and says whether it did.
 
         Raises:
             EngineError: there is no copy, or llama.cpp failed.
         """
         copy = self._copied()
-        copy.part.restore(copy.slot, copy.cells, span.position)
-        span = replace(span, slot=copy.slot)
-        pause = partial(self._pause, NO_SLOT, fail, look)
+        copy.part.restore(0, copy.cells, span.position)
+        pacing = Pacing(let_others)
         with self._threads.held() as threads:
             copy.part.use_threads(threads)
-            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
+            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pacing.pause)
 
     def drop(self) -> None:
         """Forget the copy, if there is one."""
         if self._copy:
-            self._places.give_back(self._copy.slot)
+            self._copy.part.close()
             self._copy = None
 
     def _copied(self) -> _Copy:
@@ -255,12 +256,12 @@ class LoadedPart:
         rows = 0
         for job, output in zip(run, outputs, strict=True):
             rows += len(job)
-            job.last_row = rows - 1
+            job.last_row = 0 if self.slice.settings.fixed else rows - 1
             job.request.decoding_ns += taken
             job.done(job, output)
 
 
-def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
+def _why_closed(part: Slice, *, is_stage: bool) -> str:
     """Say why a slice's sessions cannot be copied and traced; empty if they can."""
     try:
         part.check_traced()
@@ -268,6 +269,10 @@ def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
         return str(error)
     if not is_stage:
         return "the ends of a model are its requester's own"
+    if part.settings.device:
+        return "a GPU computes steps together that would have to be shown one by one"
     if not part.settings.flash_attention:
         return "this machine computes attention in steps that cannot be proven, since that is fast"
-    return "" if has_aside else "there are no cells beside those of sessions"
+    return (
+        "" if part.can_move else "llama.cpp does not give out all cells of such a model's sessions"
+    )

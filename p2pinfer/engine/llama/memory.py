@@ -13,6 +13,7 @@ from p2pinfer.engine.gguf.architectures import RULES, Memory, layer_memories
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array
+from p2pinfer.engine.gpu import Gpu
 
 _NUMBER_BYTES = 2
 """Keys and values are kept in float16 or bfloat16."""
@@ -29,6 +30,14 @@ ASIDE_MAX = 2
 
 MEMORY_SHARE = 0.5
 """Of free memory: the machine is only lent, and its owner needs the rest."""
+
+
+GPU_SHARE = 0.9
+"""Of a GPU's free memory: little else wants it, but a screen's contents change."""
+
+GPU_BYTES = 384 << 20
+"""What a process takes of a GPU besides weights and cells: the driver's context, compiled kernels,
+compute buffers."""
 
 
 def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int) -> int:
@@ -91,7 +100,7 @@ def _states(header: GgufHeader) -> tuple[float, int] | None:
 def aside_sessions(sessions: int) -> int:
     """Return for how many sessions a stage of ``sessions`` has cells aside of theirs.
 
-    One at least: rows are run again there when they are opened.
+    One at least is counted: a session that is opened has cells beside it for that time.
     """
     return min(ASIDE_MAX, max(sessions - 1, 1))
 
@@ -120,8 +129,14 @@ def _rlimit_bytes() -> int | None:
     return None
 
 
-def budget_bytes(named: int | None) -> int:
-    """Return how many bytes a peer may use: ``named`` if given, else a share of what is free."""
+def budget_bytes(named: int | None, gpu: Gpu | None = None) -> int:
+    """Return how many bytes a peer may use: ``named`` if given, else a share of what is free.
+
+    On a GPU its own memory counts, which has to hold more than weights and cells.
+    """
+    if gpu:
+        room = int(GPU_SHARE * gpu.free_bytes) - GPU_BYTES
+        return max(0, room if named is None else min(named, room))
     if named is not None:
         return named
     return int(MEMORY_SHARE * available_bytes())

@@ -7,6 +7,10 @@ and wide. Of the settings that are exact, those that ``speeds`` measures as the 
 with blocks if they are exact too; settings that crash are ruled out. Peers whose probes gave the
 same digest are of one *numerics class*: their arithmetic agrees bit for bit.
 
+Many kernels, most of all those of GPUs, give a row other bits in every number of rows. For these
+there are *fixed* shapes, which are tried last: narrow rows run one by one, and wide ones are always
+padded to 48 rows.
+
 A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
 slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
 most settings comes first, and the first contradiction ends a try. What was found out about slices
@@ -30,6 +34,7 @@ from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.engine.cores import label, thread_counts
+from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
 _VERSION = 5
@@ -94,7 +99,16 @@ class Tries:
     measure: Measure
 
 
-def probe(tries: Tries, threads: int, cache: Path, kinds: str, *, is_most: bool = False) -> Probe:
+def probe(
+    tries: Tries,
+    threads: int,
+    cache: Path,
+    kinds: str,
+    *,
+    is_most: bool = False,
+    gpu: Gpu | None = None,
+    why_not_cpu: str = "",
+) -> Probe:
     """Return the cached probe of a slice, or run and cache one, with the settings ruled out.
 
     Args:
@@ -104,6 +118,8 @@ def probe(tries: Tries, threads: int, cache: Path, kinds: str, *, is_most: bool 
         cache: the file for the result; a result of another build or CPU is ignored.
         kinds: what slices of the same kinds of layers have in common; what one of them used here is
             kept beside ``cache``, and tried first.
+        gpu: where to compute rather than on the CPU.
+        why_not_cpu: a reason not to fall back on the CPU where the GPU computes nothing exactly.
 
     Raises:
         UnsupportedModel: no settings give the same bits for every chunking.
@@ -111,6 +127,8 @@ def probe(tries: Tries, threads: int, cache: Path, kinds: str, *, is_most: bool 
     """
     build, cpu = build_fingerprint(), cpu_features()
     key = f"{_VERSION} {threads} {build} {cpu}"
+    if gpu:
+        key += f" {gpu.fingerprint}{' alone' if gpu.is_named else ''}"
     if kept := _known(cache, key):
         return kept.probe
     alike = cache.with_name(f"kinds-{kinds}-{label(threads, is_most=is_most)}.json")
@@ -120,13 +138,18 @@ def probe(tries: Tries, threads: int, cache: Path, kinds: str, *, is_most: bool 
             _keep(known.report | {"probe": asdict(found)}, cache, alike)
             return found  # if not, that was true of another slice; here all are tried
     search = _Search(tries.attempt)
-    found, times = search.choose(tries.measure, threads, is_most=is_most)
+    found, times = None, list[tuple[Settings, float]]()
+    if gpu:
+        found, times = search.on_gpu(gpu, tries.measure, threads, why_not_cpu)
+    if found is None:
+        found, times = search.choose(tries.measure, threads, is_most=is_most)
     if not any(crash.lacked_memory for crash in search.crashes):
         report = {
             "key": key,
             "probe": asdict(found),
             "build": build,
             "cpu": cpu,
+            "gpu": str(gpu) if gpu else "",
             "ruled_out": [{"settings": asdict(each), "why": why} for each, why in search.ruled_out],
             "measured_s": [[asdict(each), seconds] for each, seconds in times],
         }
@@ -172,6 +195,29 @@ class _Search:
             left = [m for m in left if m[0] == first.settings or replace(m[0], threads=1) != kind]
         return first, measured
 
+    def on_gpu(
+        self, gpu: Gpu, measure: Measure, threads: int, why_not_cpu: str
+    ) -> tuple[Probe | None, list[tuple[Settings, float]]]:
+        """Return how the GPU computes the slice, and what was measured; None to use the CPU.
+
+        Raises:
+            UnsupportedModel, EngineError: it cannot, and the CPU must not be used instead.
+        """
+        found = next(filter(None, map(self._try, _gpu_candidates(gpu.name))), None)
+        if found is None:
+            if gpu.is_named or why_not_cpu:
+                raise _gpu_refusal(gpu, self.crashes, why_not_cpu)
+            return None, []
+        if gpu.is_named or why_not_cpu:
+            return found, []
+        choices = [Settings(threads, repack=False), found.settings]
+        times = measure(choices)
+        measured = list(zip(choices, times, strict=True)) if len(times) == len(choices) else []
+        if measured and times[1] > times[0]:
+            self.ruled_out.append((found.settings, f"{gpu} is slower than the CPU"))
+            return None, []
+        return found, measured
+
     def _first_exact(self, threads: int) -> Probe:
         for settings in _candidates(threads):
             if found := self._try(settings):
@@ -190,9 +236,28 @@ class _Search:
 
 def _candidates(threads: int) -> Iterator[Settings]:
     """Yield settings, those to be preferred first."""
-    for more in ({}, {"flash_attention": False}, {"values_bf16": True}):
-        for repack in (True, False):
-            yield Settings(threads, repack, **more)
+    usual = Settings(threads)
+    for kind in (
+        usual,
+        replace(usual, flash_attention=False),
+        replace(usual, values_bf16=True),
+        replace(usual, fixed=True),
+    ):
+        yield from (kind, replace(kind, repack=False))
+
+
+def _gpu_candidates(device: str) -> Iterator[Settings]:
+    for flash_attention in (True, False):
+        yield Settings(device=device, flash_attention=flash_attention)
+
+
+def _gpu_refusal(
+    gpu: Gpu, crashes: Sequence[Crash], why_not_cpu: str
+) -> EngineError | UnsupportedModel:
+    why = crashes[0].how if crashes else INEXACT
+    text = f"{gpu} cannot be used for this model: {why}"
+    advice = f"; nor can the CPU: {why_not_cpu}" if why_not_cpu else "; to use the CPU: --gpu off"
+    return (EngineError if crashes else UnsupportedModel)(text + advice)
 
 
 def fastest(measured: Sequence[tuple[Settings, float]]) -> Settings:
@@ -249,24 +314,33 @@ def try_settings(
     *,
     tokens: bool,
     layers: int | None = None,
+    device: str = "",
 ) -> Probe | None:
     """Probe settings with their threads and with fewer; None when they are not exact.
+
+    On a GPU, which takes long to load a slice and to prepare its kernels, the same slice is tried
+    with fixed numbers of rows as well.
 
     Args:
         load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
         settings: the settings to try.
         tokens: whether the slice takes tokens rather than rows.
         layers: run only this many of its layers; None: all.
+        device: all that a GPU's arithmetic depends on.
     """
     part = load(settings)
     try:
         inputs = _inputs(part, tokens=tokens)
-        found = _try(part, inputs, layers, settings)
+        found = _try(part, inputs, layers, settings, device)
+        if found is None and settings.device:
+            settings = replace(settings, fixed=True)
+            part.use_fixed_rows()
+            found = _try(part, inputs, layers, settings, device)
         if found is None:
             return None
         for fewer in thread_counts(settings.threads)[:-1]:
             part.use_threads(fewer)
-            if _try(part, inputs, layers, settings) != found:
+            if _try(part, inputs, layers, settings, device) != found:
                 return None
         return found
     finally:
@@ -278,11 +352,14 @@ class _Contradiction(Exception):
 
 
 def _try(
-    part: Slice, inputs: Tokens | Rows, layers: int | None, settings: Settings
+    part: Slice, inputs: Tokens | Rows, layers: int | None, settings: Settings, device: str
 ) -> Probe | None:
     """Probe one choice of settings; None when it is not exact."""
     try:
-        wide, narrow = _Runs(part, inputs, layers), _Runs(part, inputs, layers)
+        pad_to = WIDE_ROWS_MAX if settings.fixed else 0
+        if pad_to and part.keeps_state:
+            return None  # into which padding would go
+        wide, narrow = _Runs(part, inputs, layers, pad_to=pad_to), _Runs(part, inputs, layers)
         # Short sessions first: where rows depend on their batch, most already do there.
         for starts in ([0], [0, 8], [0, 13], [0, 35]):
             wide.add(1, starts, 48)
@@ -300,9 +377,13 @@ def _try(
         narrow.add_beside()
         wide.add(0, [start], end)
         wide.add(0, [start, start + 8], end)
+        if settings.fixed:  # padding may reach into cells that other kernels read
+            for edge in (512, 256):
+                for starts in ([edge - 56], [edge - 56, edge - 32]):
+                    wide.add(0, starts, edge - 8)
     except _Contradiction:
         return None
-    digest = _digest([*wide.outputs, *narrow.outputs, *block.outputs])
+    digest = _digest([*wide.outputs, *narrow.outputs, *block.outputs], device)
     agree = _consistent([*wide.outputs, *narrow.outputs])
     if part.keeps_state:
         return Probe(settings, agree, blocks=False, numerics_class=digest) if agree else None
@@ -374,8 +455,9 @@ def _consistent(runs: Iterable[Outputs]) -> bool:
     return all(seen.setdefault(at, row) == row for run in runs for at, row in run.items())
 
 
-def _digest(runs: Iterable[Outputs]) -> str:
-    state = blake3()
+def _digest(runs: Iterable[Outputs], device: str) -> str:
+    """Return the class; a GPU with another driver is of another one, whatever the probe saw."""
+    state = blake3(device.encode())
     for run in runs:
         for at in sorted(run):
             state.update(at.to_bytes(4, "little") + run[at])

@@ -47,13 +47,16 @@ def _parse(slice_name: str, data: Mapping[str, Any]) -> ProbeReport:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    repack = "repacked weights" if settings["repack"] else "weights as they are"
+    kernels = "repacked weights" if settings["repack"] else "weights as they are"
+    if settings.get("device"):
+        kernels = f"the GPU {settings['device']}"
     more = [
+        *(["fixed numbers of rows"] if settings.get("fixed") else []),
         *(["no flash attention"] if not settings["flash_attention"] else []),
         *(["V in bfloat16"] if settings["values_bf16"] else []),
         *([f"{settings['threads']} threads"] if settings["threads"] > 1 else []),
     ]
-    return ", ".join([repack, *more])
+    return ", ".join([kernels, *more])
 
 
 def used_features(build: str) -> list[str]:

@@ -30,7 +30,8 @@ PROMPT_ROWS_PER_ROW = 4
 Both count by their time."""
 
 Load = Callable[[Settings, Slice | None], Slice]
-"""Loads a slice, or another context of one, whose settings may differ in all but ``repack``."""
+"""Loads a slice, or another context of one, whose settings may differ in all but ``repack`` and the
+device."""
 
 
 def measure(
@@ -51,10 +52,9 @@ def measure(
         clock: in seconds.
     """
     found = dict[Settings, float]()
-    for repack in (True, False):
-        alike = [each for each in choices if each.repack is repack]
-        if alike:
-            found |= _measure_alike(load, alike, tokens, layers, clock)
+    for kind in dict.fromkeys((each.repack, each.device) for each in choices):
+        alike = [each for each in choices if (each.repack, each.device) == kind]
+        found |= _measure_alike(load, alike, tokens, layers, clock)
     return [found[each] for each in choices]
 
 
@@ -72,7 +72,8 @@ def _measure_alike(
         for settings, part in parts.items():
             part.use_threads(settings.threads)
             for at in range(0, FAR_POSITIONS, BLOCK_ROWS):
-                part.decode([Span(0, at, inputs[at : at + BLOCK_ROWS], layers=layers)])
+                span = Span(0, at, inputs[at : at + BLOCK_ROWS], layers=layers)
+                part.decode([span], pad_to=BLOCK_ROWS)
         least: dict[tuple[Settings, int], float] = {}
         for _ in range(ROUNDS):
             for settings in choices:
@@ -80,7 +81,7 @@ def _measure_alike(
                 part.use_threads(settings.threads)
                 for span in (row, row, block):  # the first one starts the threads
                     started = clock()
-                    part.decode([span])
+                    part.decode([span], pad_to=len(span) if len(span) > 1 else 0)
                     key = settings, len(span)
                     least[key] = min(least.get(key, np.inf), clock() - started)
     share = PROMPT_ROWS_PER_ROW / BLOCK_ROWS

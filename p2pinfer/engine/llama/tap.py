@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.engine.llama.ggml import Ggml
 
 _EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 """``ggml_backend_sched_eval_callback`` without its last two arguments: whether the call asks or
@@ -39,7 +40,7 @@ class Tap:
     """Writes rows into one node of a graph, stops after another, and reads that one's data.
 
     Args:
-        ggml: the loaded libggml-base.
+        ggml: the loaded ggml, which reads and writes nodes wherever they are, on a GPU too.
 
     A graph has about 30 nodes per layer, and the callback is called for each. So the first decode
     of a shape runs a Python function that finds the nodes by their names. Later decodes know how
@@ -49,10 +50,8 @@ class Tap:
     A decode that pauses is always looked at: it takes long, and its pauses are worth it.
     """
 
-    def __init__(self, ggml: ctypes.CDLL) -> None:
-        self._get_name, self._get_data = ggml.ggml_get_name, ggml.ggml_get_data
-        self._get_name.restype, self._get_data.restype = ctypes.c_char_p, ctypes.c_void_p
-        self._get_name.argtypes = self._get_data.argtypes = [ctypes.c_void_p]
+    def __init__(self, ggml: Ggml) -> None:
+        self._get_name, self._ggml = ggml.name_of, ggml
         self._answer = partial(self._look)
         self.callback = _EvalCallback(self._answer)
         self._found: dict[Decode, _Places] = {}
@@ -151,7 +150,7 @@ class Tap:
         if self._get_name(tensor) != self._decode.into:
             self._places = _Places()
             return False
-        ctypes.memmove(self._get_data(tensor), *self._source)
+        self._ggml.write(tensor, *self._source)
         return True
 
     def check(self) -> None:
@@ -171,4 +170,4 @@ class Tap:
     def read(self, size: int) -> bytes:
         """Return what the wanted node holds after a decode; raises as ``check``."""
         self.check()
-        return ctypes.string_at(self._get_data(self._places.node), size)
+        return self._ggml.read(self._places.node, size)

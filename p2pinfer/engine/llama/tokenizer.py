@@ -82,6 +82,11 @@ class Tokenizer:
         tokens.frombytes(raw)
         return tokens.tolist()
 
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for, control tokens included."""
+        (found,) = await self._ask("pieces", list(tokens))
+        return list(found)
+
     async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
         """Return a grammar, translated if it is in GBNF, that an answer can be held to.
 
@@ -133,6 +138,8 @@ class _Vocabulary:
         match question:
             case ["special"]:
                 return [self._vocabulary.bos, self._vocabulary.eos, list(self._control)]
+            case ["pieces", tokens]:
+                return [[self._vocabulary.piece(token, special=True) for token in tokens]]
             case ["grammar", text, is_gbnf]:
                 try:
                     return [self._grammars.read(text, is_gbnf=is_gbnf)]
@@ -186,7 +193,12 @@ class _Vocabulary:
         """Cut a text at its control tokens, as llama.cpp does, but not at literal ones."""
         end, strips = 0, False
         for at, spelled in self._spellings.find(text):
-            if at < end or at in literal:
+            if at < end:
+                continue
+            if at in literal:
+                if self._control[spelled].is_always:  # cut in two, it spells nothing
+                    yield text[end : at + 1].lstrip() if strips else text[end : at + 1]
+                    end, strips = at + 1, False
                 continue
             control, before = self._control[spelled], text[end:at]
             before = before.lstrip() if strips else before

@@ -5,7 +5,6 @@ of a decode, and is done for single rows that somebody asks about. The rows have
 without it.
 """
 
-import ctypes
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.traced import Traced
+from p2pinfer.engine.llama.ggml import Ggml
 
 _DENSE: Final = {
     ("MUL", "attn_norm"): Traced.ATTENTION_NORM,
@@ -55,29 +55,23 @@ class Tracer:
     """Answers llama.cpp's evaluation callback during one decode, and keeps its first row.
 
     Args:
-        ggml: the loaded libggml-base.
+        ggml: the loaded ggml.
         architecture: of the slice; one of ``NODES``.
         layers: how many to trace, from the slice's first on; the decode ends behind the last.
         rows: of the decode, padding included.
-        pause: called between layers; what it raises ends the decode, and is kept as ``failure``.
+        pause: called behind each step but the last; what it raises ends the decode, and is kept as
+            ``failure``.
     """
 
     def __init__(
         self,
-        ggml: ctypes.CDLL,
+        ggml: Ggml,
         architecture: str,
         layers: int,
         rows: int,
         pause: Callable[[], None] | None = None,
     ) -> None:
         self._ggml, self._nodes = ggml, NODES[architecture]
-        for function, result in (
-            (ggml.ggml_op_desc, ctypes.c_char_p),
-            (ggml.ggml_get_name, ctypes.c_char_p),
-            (ggml.ggml_get_data, ctypes.c_void_p),
-            (ggml.ggml_nbytes, ctypes.c_size_t),
-        ):
-            function.restype, function.argtypes = result, [ctypes.c_void_p]
         self._layers, self._rows, self._pause = layers, rows, pause
         self.failure: Exception | None = None
         self._due: tuple[int, Traced] | None = None
@@ -90,12 +84,11 @@ class Tracer:
             self._due = self._wanted(tensor)
             return self._due is not None
         due, self._due = self._due, None
-        size = self._ggml.ggml_nbytes(tensor) // self._rows
-        data = ctypes.string_at(self._ggml.ggml_get_data(tensor), size)
-        self.trace[due] = np.frombuffer(data, np.float32)
+        size = self._ggml.bytes_of(tensor) // self._rows
+        self.trace[due] = np.frombuffer(self._ggml.read(tensor, size), np.float32)
         if due == (self._layers - 1, Traced.OUT):
             return False
-        if due[1] is Traced.OUT and self._pause:
+        if self._pause:
             try:
                 self._pause()
             except Exception as error:  # noqa: BLE001 -- raised by the caller: C code would drop it
@@ -103,11 +96,11 @@ class Tracer:
         return self.failure is None
 
     def _wanted(self, tensor: int) -> tuple[int, Traced] | None:
-        operation = self._ggml.ggml_op_desc(tensor).decode()
+        operation = self._ggml.operation_of(tensor).decode()
         if operation == "MUL_MAT" and self._behind_attention is not None:
             layer, self._behind_attention = self._behind_attention, None
             return layer, Traced.ATTENTION_OUT
-        name, _, layer_text = self._ggml.ggml_get_name(tensor).decode().rpartition("-")
+        name, _, layer_text = self._ggml.name_of(tensor).decode().rpartition("-")
         step = self._nodes.get((operation, name))
         if step is None or not layer_text.isdecimal():
             return None

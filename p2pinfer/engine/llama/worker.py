@@ -35,10 +35,7 @@ from p2pinfer.engine.llama.binding import Sampler, Span, Vocabulary
 from p2pinfer.engine.llama.core_shares import CoreShares, shares_folder
 from p2pinfer.engine.llama.inbox import Inbox
 from p2pinfer.engine.llama.loaded_part import LoadedPart, WorkerJob, WorkerRequest
-
-COPIED_BYTES_MAX = 48 << 20
-"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
-the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
+from p2pinfer.engine.llama.logprobs import log_probabilities
 
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
@@ -94,13 +91,30 @@ class _Worker:
         return bool(self._errands) or any(part.waiting for part in self.parts)
 
     def step(self) -> None:
+        self._decode()
+        if self._errands:
+            self._run_errand(self._errands.popleft())
+
+    def _decode(self) -> None:
+        """Run one decode of each part, if anything waits."""
         for part in reversed(self.parts):  # a sampled token is embedded in the same turn
             if part.waiting:
                 part.step(self._fail, self._look)
         while self._put_off:
             self.take(self._put_off.pop(0))
-        if self._errands:
-            self._run_errand(self._errands.popleft())
+
+    def _let_others(self) -> bool:
+        """Serve sessions in the middle of a trace, whose cells are none of theirs.
+
+        Returns:
+            Whether anything was decoded.
+        """
+        for frame in self._inbox.frames(wait=False):
+            self.take(frame)
+        if not any(part.waiting for part in self.parts):
+            return False
+        self._decode()
+        return True
 
     def _look(self) -> None:
         """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
@@ -125,9 +139,13 @@ class _Worker:
             case ["absorb", number, slot, position, regime, rows]:
                 span = Span(slot, position, self._rows(rows), outputs=False)
                 self._line_up(self._last, WorkerRequest(number), span, regime, self._acknowledge)
-            case ["next", number, slot, position, regime, rows, drafted]:
-                span = Span(slot, position, self._rows(rows))
-                done = partial(self._sample, drafted)
+            case ["score", number, slot, position, regime, rows, following]:
+                span = Span(slot, position, self._rows(rows), every=True)
+                done = partial(self._score, following)
+                self._line_up(self._last, WorkerRequest(number), span, regime, done)
+            case ["next", number, slot, position, regime, rows, drafted, following]:
+                span = Span(slot, position, self._rows(rows), every=bool(following))
+                done = partial(self._sample, drafted, following)
                 self._line_up(self._last, WorkerRequest(number), span, regime, done)
             case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
@@ -176,7 +194,7 @@ class _Worker:
         return []
 
     def _trace(self, span: Span, regime: Regime) -> list[tuple[int, str, bytes]]:
-        found = self._first.trace(span, regime, self._fail, self._look)
+        found = self._first.trace(span, regime, self._let_others)
         return [(layer, str(step), numbers.tobytes()) for (layer, step), numbers in found.items()]
 
     def _try(self, number: int, work: Callable[[], list[Any]]) -> None:
@@ -209,12 +227,35 @@ class _Worker:
     def _acknowledge(self, job: WorkerJob, _: NDArray[np.float32]) -> None:
         self._answer(job.request)
 
-    def _sample(self, drafted: int | None, job: WorkerJob, logits: NDArray[np.float32]) -> None:
+    def _score(self, following: list[int], job: WorkerJob, logits: NDArray[np.float32]) -> None:
+        """Say how likely each of some tokens is behind its row."""
+        self._answer(job.request, self._scores(job.slot, following, logits))
+
+    def _scores(
+        self, slot: int, following: list[int], logits: NDArray[np.float32]
+    ) -> list[list[Any]]:
+        told = self._samplers[slot].prompt_told
+        likely = [
+            log_probabilities(row, token, told)
+            for row, token in zip(logits, following, strict=False)
+        ]
+        piece = partial(self._vocabulary.piece, special=True)
+        return [[(each, piece(each), p) for each, p in found] for found in likely]
+
+    def _sample(
+        self,
+        drafted: int | None,
+        following: list[int],
+        job: WorkerJob,
+        logits: NDArray[np.float32],
+    ) -> None:
         """Draw a token, and embed it at once: that saves a round trip.
 
         One that ends the answer goes nowhere, and one that was drafted has been embedded before.
         """
-        piece_of = self._vocabulary.piece
+        piece_of = self._vocabulary.shown
+        scores = self._scores(job.slot, following, logits) if following else []
+        logits = logits[-1:]
         try:
             token, found = self._samplers[job.slot].sample(job.last_row, logits)
         except EngineError as error:
@@ -223,17 +264,17 @@ class _Worker:
         likely = [(each, piece_of(each), p) for each, p in found]
         piece = piece_of(token)
         if self._vocabulary.is_end(token):
-            self._answer(job.request, token, piece, True, b"", likely)
+            self._answer(job.request, token, piece, True, b"", likely, scores)
             return
 
         def give(follower: WorkerJob, rows: NDArray[np.float32]) -> None:
-            self._answer(follower.request, token, piece, False, rows.tobytes(), likely)
+            self._answer(follower.request, token, piece, False, rows.tobytes(), likely, scores)
 
         position = job.span.position + len(job)
         span = Span(job.slot, position, np.array([token], np.int32))
         is_full = position >= self._first.slice_of(job.slot).context
         if token == drafted or is_full:
-            self._answer(job.request, token, piece, False, b"", likely)
+            self._answer(job.request, token, piece, False, b"", likely, scores)
         else:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)
 

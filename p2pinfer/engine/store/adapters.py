@@ -86,9 +86,8 @@ def keep_adapter(
         BadManifest: the name is not a line, or the child's manifest would be too long.
         UserError: the parts do not fit.
     """
-    data = _part_bytes(base, matrices, alpha)
-    parts = tuple(_part(name, each) for name, each in data.items())
-    child = child_of(base, name, license_, parts)
+    child, data = _child(base, matrices, alpha, name, license_)
+    parts = child.adapter
     store.check_room(parts)
     store.add_manifest(base.encode(), base.id)
     store.add_manifest(child.encode(), child.id)
@@ -97,6 +96,21 @@ def keep_adapter(
         store.write_chunks(part, dict(enumerate(blocks)))
         store.finish(part)
     return child
+
+
+def child_manifest(
+    base: Manifest, matrices: Matrices, alpha: float, name: str, license_: str | None
+) -> Manifest:
+    """Return the manifest that ``keep_adapter`` would keep; raises BadManifest."""
+    return _child(base, matrices, alpha, name, license_)[0]
+
+
+def _child(
+    base: Manifest, matrices: Matrices, alpha: float, name: str, license_: str | None
+) -> tuple[Manifest, dict[str, bytes]]:
+    data = _part_bytes(base, matrices, alpha)
+    parts = tuple(_part(name, each) for name, each in data.items())
+    return child_of(base, name, license_, parts), data
 
 
 def adapter_bytes(base: Manifest, matrices: Matrices, alpha: float) -> bytes:

@@ -3,6 +3,11 @@
 Adam (arXiv 1412.6980) on the trained half, with a rate that falls to zero along the way. All that
 the next step depends on is in ``LearningState``: a run that was killed goes on from the last one
 that was kept, and ends with the same numbers.
+
+With noise, each example's gradient is clipped to a norm, and noise is added to the sum of a step's
+(Abadi et al., "Deep Learning with Differential Privacy", arXiv 1607.00133). An example is in one
+step of each pass, so the passes are the rounds that it is seen in: ``Course.epsilon``. When to end
+would tell of the examples, too, so no pass is left out then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +16,10 @@ from random import Random
 from typing import Final
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
+from p2pinfer.core.privacy import DELTA_DEFAULT, Noise, clipped, epsilon, normal
 from p2pinfer.engine.training.network import Network, Tokens, loss_and_slope
 from p2pinfer.engine.training.weights import Floats
 
@@ -20,6 +27,9 @@ _DECAY, _DECAY_OF_SQUARES, _EPSILON = 0.9, 0.999, 1e-8
 
 LEARNED_LOSS: Final = 0.02
 """A pass over all examples with a smaller mean loss is the last one: nothing is left to learn."""
+
+SECRET_BYTES: Final = blake3.key_size
+"""What noise is made of."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,15 @@ class Course:
     """Examples in a step."""
     rate: float
     """How far each number moves in the first steps."""
+    noise: Noise | None = None
+    """What hides each example, if anything."""
+
+    def epsilon(self, delta: float = DELTA_DEFAULT) -> float | None:
+        """Return what the noise promises for each example, or None without noise.
+
+        That holds against all who see the numbers of every step, let alone the adapter.
+        """
+        return epsilon(delta, self.noise.multiplier, self.passes) if self.noise else None
 
     def steps(self, examples: int) -> int:
         """Return the number of steps."""
@@ -97,31 +116,59 @@ def mean_loss(network: Network, numbers: Floats, examples: Sequence[Example]) ->
 
 
 def learn(
-    network: Network, state: LearningState, examples: Sequence[Example], course: Course
+    network: Network,
+    state: LearningState,
+    examples: Sequence[Example],
+    course: Course,
+    secret: bytes = b"",
 ) -> Iterator[float]:
     """Take the steps that are left, and yield the mean loss of each one's examples.
 
     ``state`` changes between two yields, and may be kept at each.
+
+    Args:
+        network: what learns.
+        state: where it stands.
+        examples: what it learns.
+        course: how.
+        secret: ``SECRET_BYTES`` random ones that nobody else knows, of which noise is made, the
+            same for a step that is taken again.
     """
+    assert not course.noise or len(secret) == SECRET_BYTES, "noise without a secret"
     total = course.steps(len(examples))
     gradient = np.zeros(network.trained.size, np.float32)
+    of_one = np.zeros_like(gradient) if course.noise else gradient
     while state.step < total and not state.is_learned:
         gradient[:] = 0
-        b, into = network.trained.views(state.numbers), network.trained.views(gradient)
+        b, into = network.trained.views(state.numbers), network.trained.views(of_one)
         batch = course.batch_of(state.step, len(examples))
         losses = []
         for index in batch:
             example = examples[index]
             logits, trail = network.forward(example.rows(), example.start, b)
             loss, slope = loss_and_slope(logits, example.tokens)
-            network.backward(slope / slope.dtype.type(len(batch)), trail, b, into)
+            if course.noise:
+                of_one[:] = 0
+                network.backward(slope, trail, b, into)
+                gradient += clipped(of_one, course.noise.norm)
+            else:
+                network.backward(slope / slope.dtype.type(len(batch)), trail, b, into)
             losses.append(loss)
+        if course.noise:
+            gradient += _noise_of(state.step, course.noise, gradient.size, secret)
+            gradient /= len(batch)
         _move(state, gradient, course.rate * (1 - state.step / total))
         state.losses += losses
         if state.step % course.steps_in_pass(len(examples)) == 0:  # the pass is over
-            state.is_learned = float(np.mean(state.losses)) < LEARNED_LOSS
+            state.is_learned = not course.noise and float(np.mean(state.losses)) < LEARNED_LOSS
             state.losses = []
         yield float(np.mean(losses))
+
+
+def _noise_of(step: int, noise: Noise, size: int, secret: bytes) -> NDArray[np.float64]:
+    stream = blake3(str(step).encode(), key=secret)
+    drawn = normal(lambda count: stream.digest(length=count), size)
+    return noise.multiplier * noise.norm * drawn
 
 
 def _move(state: LearningState, gradient: NDArray[np.float32], rate: float) -> None:

@@ -31,6 +31,7 @@ from tests.support.fake_slices import (
     blocks_depend_on_place,
     blocks_differ_past_512,
     depends_on_other_sessions,
+    depends_on_place,
     depends_on_rows,
     depends_on_threads,
     exact,
@@ -83,6 +84,15 @@ def test_inexact_blocks_are_not_used(flaw: Flaw, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_other_sessions])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_fixed_numbers_of_rows_are_the_last_resort(flaw: Flaw, tokens: bool, cache: Path) -> None:
+    """Where rows depend on their batch, single ones and always as many wide ones are exact."""
+    found = run(flaw, cache, tokens=tokens)
+    assert found.settings == Settings(fixed=True)
+    assert run(exact, cache) == found  # kept
+
+
+@pytest.mark.parametrize("flaw", [depends_on_place])
 @pytest.mark.parametrize("tokens", [True, False])
 def test_a_model_never_exact_is_refused(flaw: Flaw, tokens: bool, cache: Path) -> None:
     """If rows depend on their batch with all settings, nothing is used or cached."""
@@ -192,7 +202,7 @@ def test_what_holds_no_more_is_forgotten(cache: Path) -> None:
     assert found.settings == Settings(1, repack=False)
     assert [each["why"] for each in json.loads(moved.read_text())["ruled_out"]] == [INEXACT]
     with pytest.raises(UnsupportedModel):
-        probe(tries(trying(Loader(depends_on_rows))), 1, cache.with_name("third.json"), KINDS)
+        probe(tries(trying(Loader(depends_on_place))), 1, cache.with_name("third.json"), KINDS)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"key": 1, "probe": {}}'])
@@ -211,7 +221,7 @@ CANDIDATES = [
     Settings(1, repack, bf16, flash)
     for bf16, flash in ((False, True), (False, False), (True, True))
     for repack in (True, False)
-]
+] + [Settings(1, repack, fixed=True) for repack in (True, False)]
 SEGFAULT = Crash("it ended on signal 11 (SIGSEGV)", lacked_memory=False)
 KILLED = Crash("it ended on signal 9 (SIGKILL)", lacked_memory=True)
 
@@ -252,7 +262,7 @@ def test_if_all_crash_the_sentence_says_how(cache: Path) -> None:
 
 def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
     """The model alone is not to blame."""
-    flawed = trying(Loader(depends_on_rows))
+    flawed = trying(Loader(depends_on_place))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
         probe(tries(lambda each: SEGFAULT if each.repack else flawed(each)), 1, cache, KINDS)
 

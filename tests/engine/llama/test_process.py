@@ -63,7 +63,7 @@ async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> l
                     pack(
                         [
                             "ready",
-                            [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True, True, ""))],
+                            [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True, True, "", ""))],
                         ]
                     )
                 )

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_si
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import (
+    ATTENTION_MAX,
     CACHED_KEY,
     CACHED_VALUE,
-    HALF_ATTENTION_MAX,
     RECEIVED,
     SENT,
     Verdict,
@@ -46,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return model
 
 
-def sliced(path: Path, **settings: bool) -> Slice:
+def sliced(path: Path, **settings: Any) -> Slice:
     """Load all layers of a model."""
     return Slice(path, logits=False, settings=Settings(**settings), sessions=1, context=2048)
 
@@ -94,6 +95,7 @@ def test_honest_rows_hold(
             found = judge(session.open(position), model)
             assert found.fault is None
             assert found.layers == found.with_attention == LAYERS
+            assert found.worst[Traced.ATTENTION] < ATTENTION_MAX / 5
             assert set(found.worst) >= {*Traced, RECEIVED, SENT, CACHED_KEY, CACHED_VALUE}
 
 
@@ -132,7 +134,7 @@ def test_a_false_step_is_named(session: tuple[Session, Known], layer: int, step:
     opened, model = session
     computed = opened.compute(54)
     given, steps, keys, values = computed[layer]
-    share = 2 * HALF_ATTENTION_MAX if step is Traced.ATTENTION else 1e-4
+    share = 2 * ATTENTION_MAX if step is Traced.ATTENTION else 1e-4
     altered = [
         noisy(each, share) if name is step else each
         for name, each in zip(Traced, steps, strict=True)
@@ -145,6 +147,24 @@ def test_a_false_step_is_named(session: tuple[Session, Known], layer: int, step:
     else:
         assert (fault.layer, fault.step) == (layer, step)
     assert str(layer) in fault.text()
+
+
+@pytest.mark.parametrize(("share", "is_provable"), [(2e-4, False), (2e-3, True)])
+def test_little_noise_in_attention_is_named_but_accuses_nobody(
+    session: tuple[Session, Known], share: float, is_provable: bool
+) -> None:
+    """In every head at once, so that it changes the row as much as any cheat's."""
+    opened, model = session
+    computed = opened.compute(54)
+    given, steps, keys, values = computed[2]
+    at = [*Traced].index(Traced.ATTENTION)
+    heads = np.frombuffer(steps[at], "<f4").reshape(model.shape.heads, -1)
+    altered = b"".join(noisy(each.tobytes(), share) for each in heads)
+    computed[2] = given, (*steps[:at], altered, *steps[at + 1 :]), keys, values
+    fault = judge(opened.open(54, computed), model).fault
+    assert fault
+    assert (fault.layer, fault.step) == (2, Traced.ATTENTION)
+    assert fault.is_provable == is_provable
 
 
 Alter = Callable[[list[Computed]], None]

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from numpy.typing import NDArray
 
-from p2pinfer.cli.options import SESSIONS_MAX
+from p2pinfer.cli.machine_options import SESSIONS_MAX
 from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.regimes import Regime

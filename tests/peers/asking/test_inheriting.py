@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from p2pinfer.core.errors import EngineError, RemoteProtocolError
 from p2pinfer.core.messages import Open, Opened, Parent, Refusal
 from p2pinfer.core.wire import BadMessage, decode, encode
+from peers.asking.pause import MISSED_S
 from peers.asking.session import Beginning, Session
 from peers.serving import stage_session
 from peers.steps.history import Budget
@@ -119,6 +120,41 @@ async def test_a_stage_is_lost(lost: int, is_parent: bool, autojump_clock: MockC
             assert computed(made)[3] - rows[3] == (
                 new if is_parent else len(OTHER) + 19 + len(PROMPT) + 19  # and the parent's
             )
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("evidence", [False, True])
+async def test_what_sessions_share_is_read_again_once(
+    lost: int, evidence: bool, autojump_clock: MockClock
+) -> None:
+    """After a loss between two answers: by the session that is asked first."""
+    async with mended(evidence=evidence) as (made, spares):
+        await spares.add(BOUNDS[lost], BOUNDS[lost + 1])
+        async with spares.open() as parent:
+            before = await answer(parent, PROMPT)
+            async with beside(made, parent, spares) as session:
+                said = await answer(session, OTHER)
+                made.leave[lost]()
+                await trio.sleep(MISSED_S / 2)
+                assert computed(made)[3] == 0
+                assert (await answer(parent, PROMPT, 1))[0] == before[0]
+                read = computed(made)[3]
+                assert read <= len(PROMPT) + 20
+                longer = [*OTHER, *said, 30]
+                await answer(session, longer, 1)
+                assert computed(made)[3] <= read + len(longer) - SHARED
+
+
+async def test_what_nobody_misses_is_replaced_all_the_same(autojump_clock: MockClock) -> None:
+    """A while later, and long before the other stages free their cells."""
+    async with mended() as (made, spares):
+        await spares.add(BOUNDS[1], BOUNDS[2])
+        async with spares.open() as session:
+            before = await answer(session, PROMPT)
+            made.leave[1]()
+            await trio.sleep(MISSED_S + 5)
+            assert computed(made)[3] >= len(PROMPT)
+            assert await answer(session, PROMPT) == before
 
 
 @pytest.mark.parametrize("behind", [0, 1, 2])

@@ -318,6 +318,15 @@ def test_the_chance_counts_checkpoints() -> None:
     assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**3))
 
 
+def test_the_chance_counts_opened_rows() -> None:
+    """Also where nobody is run again; where nothing was opened, a rate alone catches nobody."""
+    proved = Audited(PeerId("p"), 1, 9, AuditVerdict.PROVED)
+    trust = Trust(3, 96, 0.0, audits=(proved,), proof_rate=0.5)
+    assert trust.chance(1) == 0.5
+    assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**4))
+    assert Trust(3, 96, 0.0, proof_rate=0.5).chance(1) == 0
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_stages_are_drawn_at_the_rate(rate: float) -> None:
     """By the nonce and by what all stages signed, so that neither side can choose alone."""

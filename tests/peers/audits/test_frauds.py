@@ -11,12 +11,14 @@ from attrs import evolve
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.double_statement import DoubleStatement
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.evidence import Case as Told
 from p2pinfer.core.evidence import Cases, ProofIs, WantProof
 from p2pinfer.core.fraud import FraudProof, to_sign
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.statement import Statement
 from p2pinfer.core.witness import runs_of
 from peers.audits import frauds as module
 from peers.audits.frauds import FRAUDS, Frauds, Judges, judge
@@ -132,6 +134,46 @@ async def test_a_proof_reaches_every_peer_that_can_check_it(
         assert holder.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
         assert bystander.frauds.proven == []
         assert not [each.discredited for each in (holder, far, bystander) if each.discredited]
+
+
+def double_statement() -> DoubleStatement:
+    """Return two sums that the middle stage signed under one number."""
+    made = [Statement(ACCUSED.peer_id, KEYS[0].peer_id, 7, work) for work in (5, 6)]
+    one, two = (evolve(each, signature=ACCUSED.sign(each.to_sign())) for each in made)
+    return DoubleStatement(one, two)
+
+
+async def test_a_double_statement_reaches_everybody(autojump_clock: MockClock) -> None:
+    """Holders of no layers, too: the two signatures are the proof."""
+    async with (
+        case(OWN) as found,
+        node(found, A, by_nobody) as near,
+        node(found, B, by_nobody, A) as far,
+    ):
+        async with node(found, KEYS[0], by_nobody, A) as author:
+            author.frauds.report(double_statement())
+            await author.frauds.finish()
+        await trio.sleep(2 * module.COMPARE_S)
+        assert near.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
+        assert not near.discredited
+        assert not far.discredited
+
+
+async def test_a_forged_double_statement_costs_its_sender(autojump_clock: MockClock) -> None:
+    """Nobody is convicted by sums that it did not sign."""
+    proof = double_statement()
+    forged = evolve(proof, other=evolve(proof.other, work=9))
+    async with case(OWN) as found, node(found, A, by_nobody) as victim:
+        me = found.made.me
+        channel = await me.open(A.peer_id, FRAUDS)
+        await send(channel, Cases((forged.case(),)))
+        await receive(channel, Cases)
+        await send(channel, WantProof(b""))
+        await receive(channel, WantProof)
+        await send(channel, ProofIs(forged.encode()))
+        await trio.sleep(2 * module.CHECK_EVERY_S)
+        assert victim.frauds.proven == []
+        assert victim.discredited == [me.peer_id]
 
 
 async def test_finish_returns_when_all_checks_are_done(

@@ -43,8 +43,13 @@ BOUNDS = CHAINS[3]
 class Judge(StepsJudge):
     """Says what it is told of openings: the fakes' layers compute nothing that could be judged."""
 
-    def __init__(self, known: Iterable[int], false: frozenset[int] = frozenset()) -> None:
-        self.known, self.false = frozenset(known), false
+    def __init__(
+        self,
+        known: Iterable[int],
+        false: frozenset[int] = frozenset(),
+        fault: Fault | None = None,
+    ) -> None:
+        self.known, self.false, self.fault = frozenset(known), false, fault
         self.seen: list[OpenedTrace] = []
         self.renewals = 0
 
@@ -52,13 +57,18 @@ class Judge(StepsJudge):
         """Know some layers."""
         return self.known.issuperset(layers)
 
+    def lacks(self, layers: Iterable[int]) -> str:
+        """Say that these fakes have no key."""
+        return "no key"
+
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
         """Find the first step of some layers false."""
         assert not by_layers
         self.seen.append(opening)
         for each in opening.layers:
             if each.layer in self.false:
-                return Verdict(Fault(each.layer, Traced.UP, 0.01), 1, 1, {})
+                fault = self.fault or Fault(each.layer, Traced.UP, 0.01)
+                return Verdict(fault, 1, 1, {})
         return Verdict(None, len(opening.layers), len(opening.layers), {})
 
     async def renew(self) -> None:
@@ -209,7 +219,11 @@ async def test_others_of_the_class_run_it_again_instead(autojump_clock: MockCloc
 async def test_without_a_key_stages_are_run_again(autojump_clock: MockClock) -> None:
     """Or not at all, where nobody can."""
     async with inspected(Judge([])) as it:
-        assert verdicts(await it.examine(1.0, 1.0)) == [AuditVerdict.NOT_REPLAYED] * 3
+        trust = await it.examine(1.0, 1.0)
+        assert verdicts(trust) == [AuditVerdict.NOT_REPLAYED] * 3
+        assert [each.why for each in trust.unproved] == ["no key"] * 3
+        assert sum("was not proved: no key." in each for each in trust.details()) == 3
+        assert trust.as_dict()["unproved"][1]["peer"] == it.made.route[1].peer
         it.replays = True
         assert verdicts(await it.examine(1.0, 1.0)) == [AuditVerdict.SAME] * 3
 
@@ -228,6 +242,7 @@ async def test_a_stage_that_refuses_loses_standing(
         trust = await it.examine(1.0, 0.0)
         assert verdicts(trust) == [AuditVerdict.NOT_REPLAYED] * 3
         assert trust.held
+        assert {each.why for each in trust.unproved} == {"it refused: no"}
         assert [error.peer for error in it.failed] == [hop.peer for hop in it.made.route][:losing]
         assert all(isinstance(error, RefusedError) for error in it.failed)
 
@@ -248,6 +263,18 @@ async def test_a_stage_that_knows_no_openings_is_run_again(
         trust = await it.examine(1.0, 1.0)
         assert verdicts(trust) == [AuditVerdict.SAME] * 3
         assert not it.failed
+        assert all("does not know openings" in each.why for each in trust.unproved)
+
+
+async def test_too_little_for_an_accusation_is_no_proof(autojump_clock: MockClock) -> None:
+    """A stage whose attention is a little off is not trusted, and nobody else is told."""
+    layer = BOUNDS[1]
+    judge = Judge(range(30), frozenset([layer]), Fault(layer, Traced.ATTENTION, 4e-4))
+    async with inspected(judge) as it:
+        trust = await it.examine(1.0, 0.0)
+        assert verdicts(trust).count(AuditVerdict.CHEATED) == 1
+        assert not trust.held
+        assert not it.proofs
 
 
 Change = Callable[[OpenedTrace], OpenedTrace]

@@ -78,6 +78,16 @@ async def test_parts_come_from_three_holders(autojump_clock: MockClock, tmp_path
         assert made.blamed == []
 
 
+async def test_both_sides_count_the_same_bytes(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The fetcher those of right chunks, and each holder those that it sent, within 1 %."""
+    async with swarm(tmp_path) as made:
+        names = [await made.add(name) for name in "abc"]
+        await made.fetch()
+        assert made.had.total() == made.model.manifest.size
+        for who in names:
+            assert made.had[who] == pytest.approx(made.sent[who], rel=0.01)
+
+
 async def test_only_named_parts_are_fetched(autojump_clock: MockClock, tmp_path: Path) -> None:
     """A peer that serves a layer fetches that layer."""
     async with swarm(tmp_path) as made:

@@ -1,6 +1,7 @@
 """Peers that lend space share a model out among themselves, and rebuild what is lost."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from p2pinfer.core.manifest import CHUNK_BYTES
 from p2pinfer.engine.store.store import Store
 from peers.parts.keep_server import KeepServer
 from peers.parts.keeper import Keeper, KeptState, Lending
-from peers.parts.protocol import in_place
+from peers.parts.protocol import Tally, in_place
 from peers.parts.server import PartsServer
 from tests.peers.parts.test_mend import HostileStorer
 from tests.support.coded import Coded, coded_model
@@ -25,6 +26,22 @@ GIB = 1 << 30
 HOUR_S = 3600.0
 
 
+class Counted(Tally):
+    """Remembers what a keeper had of others."""
+
+    def __init__(self) -> None:
+        self.bytes_had: Counter[PeerId] = Counter()
+        self.byte_s_kept: Counter[PeerId] = Counter()
+
+    def had(self, peer: PeerId, count: int) -> None:
+        """Note bytes."""
+        self.bytes_had[peer] += count
+
+    def kept(self, peer: PeerId, byte_s: int) -> None:
+        """Note bytes times seconds."""
+        self.byte_s_kept[peer] += byte_s
+
+
 class Storers:
     """Keepers in one memory network, with what each said last."""
 
@@ -34,6 +51,7 @@ class Storers:
         self.keepers: dict[PeerId, Keeper] = {}
         self.kept: dict[PeerId, KeptState] = {}
         self.saved: dict[PeerId, bytes] = {}
+        self.tallies: dict[PeerId, Counted] = {}
 
     async def add(self, name: str, space_bytes: int = GIB, store: Store | None = None) -> PeerId:
         """Start a keeper; one of a former name goes on where it was."""
@@ -64,6 +82,7 @@ class Storers:
                 watch=watch,
                 blame=self.made.blamed.append,
                 run=in_place,
+                tally=self.tallies.setdefault(me, Counted()),
             )
 
         await self.made.join(name, listen)
@@ -125,6 +144,33 @@ async def test_sixteen_keep_a_model_and_any_eight_give_it_back(
             await made.fetch()
         assert made.is_whole()
         assert made.blamed == []
+
+
+async def test_what_others_keep_counts_between_two_checks_of_them(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Bytes times the time, at most what each lends; and nothing while one is away."""
+    coded = coded_model(layers=4)
+    async with swarm(tmp_path, coded.model) as made:
+        storers = Storers(made, coded)
+        size = coded.model.manifest.size
+        first = await storers.add("k0", store=coded.model.fill(Store(tmp_path / "k0")))
+        others = [await storers.add(name, size // 2) for name in ("k1", "k2")]
+        await trio.sleep(3 * HOUR_S)
+        counted, known = storers.tallies[first], storers.keepers[first].census.known
+        sizes = storers.keepers[first]._rows.size
+        before = Counter(counted.byte_s_kept)
+        await trio.sleep(12 * HOUR_S)
+        for who in others:
+            held = min(sum(sizes[row] for row in known[who].rows), size // 2)
+            mean = (counted.byte_s_kept[who] - before[who]) / (12 * HOUR_S)
+            assert mean == pytest.approx(held, rel=0.05)
+        assert all(storers.tallies[who].bytes_had for who in others)
+        storers.kill(others[1])
+        before = Counter(counted.byte_s_kept)
+        await trio.sleep(2 * HOUR_S)
+        assert counted.byte_s_kept[others[1]] == before[others[1]]
+        assert counted.byte_s_kept[others[0]] > before[others[0]]
 
 
 async def test_a_night_off_moves_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -7,21 +7,23 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 from attrs import evolve
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from p2pinfer.core.double_statement import DoubleStatement, parse
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerEntry
-from p2pinfer.core.statement import Owe, Statement, Vouch
+from p2pinfer.core.statement import Owe, Owed, Statement, Vouch
 from p2pinfer.node.ledger_db import LedgerDb, Side
 from peers.parts.protocol import in_place
-from peers.serving.credit import CREDIT, EXCHANGES_MAX, HEARD_EVERY_S, Credit
-from peers.steps.messaging import send
+from peers.serving.credit import CREDIT, EXCHANGE_S_MAX, EXCHANGES_MAX, HEARD_EVERY_S, Credit
+from peers.steps.messaging import receive, send
 from scheduler.credit import ANSWER_WORK
 from tests.support.directories import advertisement
 from tests.support.swarm import KEYS
-from transports.base import Transport
-from transports.identity import Identity
+from transports.base import Channel, Transport
+from transports.identity import Identity, verify
 from transports.memory.network import MemoryNetwork
 
 ME, FRIEND, NEWCOMER, SYBIL = KEYS[:4]
@@ -83,7 +85,8 @@ async def test_work_is_stated_kept_and_counts_at_others(
         await tell(me, friend)
         (stated,) = newcomer.books.in_favour(NEWCOMER.peer_id)
         assert (stated.user, stated.work) == (FRIEND.peer_id, 300 * ANSWER_WORK)
-        assert friend.books.debts(FRIEND.peer_id).stated == {ME.peer_id: 20 * ANSWER_WORK}
+        (stated,) = friend.books.in_favour(FRIEND.peer_id)
+        assert (stated.user, stated.work) == (ME.peer_id, 20 * ANSWER_WORK)
         await tell(newcomer)
         assert me.credit.places(NEWCOMER.peer_id) == me.credit.places(FRIEND.peer_id) == 2
         me.gave(NEWCOMER, 15 * ANSWER_WORK)
@@ -149,6 +152,135 @@ async def test_who_contradicts_itself_has_no_credit(
             await send(channel, Owe(signed(FRIEND, ME.peer_id, work=work)))
             await wait_all_tasks_blocked()
         assert me.credit.places(FRIEND.peer_id) == 0
+
+
+async def test_both_sign_a_statement(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What I had from a friend: it countersigns, and I need not tell it again."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        me.had(FRIEND, 20 * ANSWER_WORK)
+        await tell(me)
+        (shown,) = me.books.report()["statements"]
+        said = Statement(ME.peer_id, FRIEND.peer_id, shown["count"], 20 * ANSWER_WORK)
+        said = evolve(said, signature=bytes.fromhex(shown["signature"]))
+        assert said.is_agreed(verify, bytes.fromhex(shown["countersignature"]))
+        assert not said.is_agreed(verify, said.signature)
+        assert friend.books.in_favour(FRIEND.peer_id) == [said]
+        assert me.books.state(ME.peer_id, ME.sign) == []
+
+
+async def test_a_peer_of_an_earlier_release_is_told_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It takes the statement and closes the channel; a silent one is told again."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        heard: list[Owe] = []
+        is_silent = True
+
+        async def take(channel: Channel) -> None:
+            heard.append(await receive(channel, Owe))
+            await trio.sleep(2 * EXCHANGE_S_MAX if is_silent else 0)
+
+        friend.transport.handle(CREDIT, take)
+        me.had(FRIEND, 20 * ANSWER_WORK)
+        await tell(me)
+        assert len(heard) == 1
+        is_silent = False
+        await tell(me, me, me)
+        assert [each.statement.work for each in heard] == [20 * ANSWER_WORK] * 2
+
+
+@pytest.mark.parametrize("case", ["stranger's", "unsigned", "not countersigned"])
+async def test_false_countersignatures_are_not_kept(
+    tmp_path: Path, autojump_clock: MockClock, case: str
+) -> None:
+    """A server can neither invent a debt, nor take one over."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        owed = signed(ME, FRIEND.peer_id, count=1 << 60, work=10**9)
+        answer = {
+            "stranger's": signed(ME, SYBIL.peer_id, count=1 << 60, work=10**9),
+            "unsigned": evolve(owed, work=10**10),
+            "not countersigned": owed,
+        }[case]
+        made = FRIEND.sign(answer.to_countersign())
+
+        async def take(channel: Channel) -> None:
+            await receive(channel, Owe)
+            by = bytes(64) if case == "not countersigned" else made
+            await send(channel, Owed(answer, by))
+
+        friend.transport.handle(CREDIT, take)
+        me.had(FRIEND, 20 * ANSWER_WORK)
+        await tell(me)
+        (kept,) = me.books.state(ME.peer_id, ME.sign)
+        assert kept.work == 20 * ANSWER_WORK
+
+
+async def test_two_sums_under_one_number_are_a_proof(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It is given away with both signatures; credit stays lost, whatever the peer says later."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        proofs: list[DoubleStatement] = []
+        me.credit.on_double = proofs.append
+        me.had(FRIEND, 1000 * ANSWER_WORK)
+        await tell(me)
+        for count, work in ((1, 5), (1, 6), (2, 7)):
+            channel = await friend.transport.open(ME.peer_id, CREDIT)
+            await send(channel, Owe(signed(FRIEND, ME.peer_id, count, work)))
+            await wait_all_tasks_blocked()
+        (proof,) = proofs
+        assert parse(proof.encode(), verify).accused == FRIEND.peer_id
+        assert me.credit.places(FRIEND.peer_id) == 0
+
+
+async def test_a_user_that_lost_its_books_catches_up(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It signs less under a later number, hears what it signed before, and goes on from there."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        friend.had(ME, 50 * ANSWER_WORK)
+        me.had(FRIEND, 1000 * ANSWER_WORK)
+        await tell(friend)
+        (tmp_path / FRIEND.peer_id).unlink()
+        friend.had(ME, 2 * ANSWER_WORK)
+        await tell(friend, me)
+        assert me.credit.places(FRIEND.peer_id) == 0
+        friend.had(ME, 60 * ANSWER_WORK)
+        await tell(friend, me)
+        (held,) = me.books.in_favour(ME.peer_id)
+        assert held.work == 60 * ANSWER_WORK
+        assert me.credit.places(FRIEND.peer_id) == 3
+
+
+async def test_sybils_draw_a_debt_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """I owe one of them; it vouches for the others, and withdraws its word: I pay once."""
+    async with swarm(tmp_path, ME, FRIEND, NEWCOMER, SYBIL) as (me, friend, newcomer, sybil):
+        me.had(FRIEND, 20 * ANSWER_WORK)
+        await tell(me)
+        for node in (newcomer, sybil):
+            friend.had(node.key, 10**9)
+        await tell(friend, newcomer, sybil)
+        assert me.credit.places(NEWCOMER.peer_id) == me.credit.places(SYBIL.peer_id) == 2
+        me.gave(NEWCOMER, 20 * ANSWER_WORK)
+        newcomer.had(ME, 20 * ANSWER_WORK)
+        autojump_clock.jump(HEARD_EVERY_S)
+        channel = await newcomer.transport.open(ME.peer_id, CREDIT)
+        await send(channel, Vouch(()))
+        await wait_all_tasks_blocked()
+        await tell(newcomer, me)
+        for peer in (FRIEND, NEWCOMER, SYBIL):
+            assert me.credit.places(peer.peer_id) == 0
+
+
+async def test_a_peer_does_not_vouch_for_itself(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Its own word for its own work adds nothing to what it is owed."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        me.had(FRIEND, 6 * ANSWER_WORK)
+        await tell(me)
+        channel = await friend.transport.open(ME.peer_id, CREDIT)
+        await send(channel, Vouch((signed(FRIEND, FRIEND.peer_id, work=10**9),)))
+        await wait_all_tasks_blocked()
+        assert me.credit.places(FRIEND.peer_id) == 1
 
 
 async def test_forged_vouchers_are_refused_and_floods_are_not_read(

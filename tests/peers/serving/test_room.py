@@ -1,4 +1,4 @@
-"""A peer whose places are all taken, and which requester must give one back."""
+"""A peer whose places are all taken, and how many of them one requester may have."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.messages import Attach, Attached, Hop, Idle, Link, Linked, Open, Opened, Refusal
 from peers.asking.session import Requester
 from peers.serving.dispatcher import Dispatcher
@@ -49,8 +50,8 @@ class Crowd:
 
 
 @asynccontextmanager
-async def crowd(places: int) -> AsyncIterator[Crowd]:
-    """Run a peer with ``places`` places while the block lasts."""
+async def crowd(places: int, most: int = SESSIONS_PER_REQUESTER_DEFAULT) -> AsyncIterator[Crowd]:
+    """Run a peer with ``places`` places, ``most`` for one requester, while the block lasts."""
     network = MemoryNetwork()
     async with (
         network.join(NODE) as node,
@@ -59,7 +60,7 @@ async def crowd(places: int) -> AsyncIterator[Crowd]:
         trio.open_nursery() as nursery,
     ):
         stages, engine = Dispatcher(node), FakeStage(1, 29, sessions=places, context=CONTEXT)
-        stage = Stage(node, engine, MODEL)
+        stage = Stage(node, engine, MODEL, sessions_per_requester=most)
         stages.add(stage, Door(places, places * CONTEXT))
         stages.listen()
         yield Crowd(stage, Hop(NODE, tuple(node.addresses), 1, 29), greedy, me, nursery)
@@ -159,3 +160,18 @@ async def test_a_silent_session_makes_room_in_the_end(
         else:
             with pytest.raises(RefusedError, match="all sessions are taken"):
                 await receive(newcomer, Opened)
+
+
+@pytest.mark.parametrize("most", [SESSIONS_PER_REQUESTER_DEFAULT, 12])
+async def test_one_requester_has_as_many_sessions_as_the_owner_lets_it(
+    most: int, autojump_clock: MockClock
+) -> None:
+    """The next one is refused as busy, though there is room for others."""
+    async with crowd(16, most) as made:
+        for number in range(most):
+            await open_half(made.greedy, number)
+        with pytest.raises(RefusedError, match=f"may have {most} sessions") as caught:
+            await open_half(made.greedy, most)
+        assert caught.value.refused.code is Refusal.BUSY
+        async with made.requester(made.me).open([made.hop], session_id(99), CONTEXT):
+            assert made.stage.sessions == most + 1

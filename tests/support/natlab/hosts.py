@@ -52,22 +52,31 @@ def why_not() -> str:
 
 
 class Host:
-    """A network namespace with one address."""
+    """A network namespace with one address, or one of each family."""
 
     def __init__(
-        self, name: str, address: str, behind: Nat | None, link: Link, *, firewall: bool = False
+        self,
+        name: str,
+        address: str,
+        behind: Nat | None,
+        link: Link,
+        *,
+        firewall: bool = False,
+        address6: str = "",
     ) -> None:
         """Describe one; `open` makes it.
 
         Args:
             name: for people.
-            address: its one address.
+            address: its one address of IPv4.
             behind: the NAT whose network it is in, if any.
             link: what connects it.
-            firewall: lets in only answers, though it translates nothing.
+            firewall: lets in only answers, though it translates nothing; what comes by IPv6 meets
+                one in every home's router.
+            address6: of IPv6, which all of the Internet knows.
         """
         self.name, self.address, self.behind, self.link = name, address, behind, link
-        self.firewall = firewall
+        self.firewall, self.address6 = firewall, address6
         self.tun = -1
         self._namespace = -1
         self._processes: list[subprocess.Popen[Any]] = []
@@ -112,8 +121,11 @@ class Host:
         # A /24, as at home, and yet the packets to its neighbours go through the device, too.
         router = self.behind.inner if self.behind else ""
         via = f"via {router} onlink " if router not in ("", self.address) else ""
+        six = f"address add {self.address6}/64 dev eth0 nodad", "route add 2000::/3 dev eth0"
         self.configure(
-            f"address add {self.address}/24 dev eth0", f"route add default {via}dev eth0"
+            f"address add {self.address}/24 dev eth0",
+            f"route add default {via}dev eth0",
+            *(six if self.address6 else ()),
         )
 
     @property
@@ -161,7 +173,7 @@ class Host:
 
     def sends(self, packet: Packet) -> None:
         """Note what leaves, for the firewall."""
-        if self.firewall:
+        if self._is_guarded(packet):
             self._seen.pop(key := (packet.source, packet.destination), None)
             self._seen[key] = None
             if len(self._seen) > SEEN_MAX:
@@ -169,7 +181,10 @@ class Host:
 
     def takes(self, packet: Packet) -> bool:
         """Whether the firewall lets a packet in."""
-        return not self.firewall or (packet.destination, packet.source) in self._seen
+        return not self._is_guarded(packet) or (packet.destination, packet.source) in self._seen
+
+    def _is_guarded(self, packet: Packet) -> bool:
+        return self.firewall or (packet.is_ipv6 and self.behind is not None)
 
     def close(self) -> None:
         """End what runs on the host, and take it away."""

@@ -17,9 +17,10 @@ netem, and nothing ever leaves the machine: no namespace has another way out.
         net.move(a, "10.2.0.3", behind=cafe)                              # another Wi-Fi
 
 A NAT may itself be behind another one (a carrier's). NATs speak TCP, UDP and ICMP echo over IPv4;
-multicast reaches all hosts of one network. Take public addresses that programs take for public:
-Python's `ipaddress` counts 203.0.113.0/24 and its like as private. Some 20 to 100 Mbit/s go
-through, as every packet is handled in Python; delays are good to 1 to 3 ms.
+what has an ``address6`` speaks TCP and UDP over IPv6 besides, past NATs, whose firewalls let in
+answers alone; multicast reaches all hosts of one network. Take public addresses that programs take
+for public: Python's `ipaddress` counts 203.0.113.0/24 and its like as private. Some 20 to 100
+Mbit/s go through, as every packet is handled in Python; delays are good to 1 to 3 ms.
 
 It needs CAP_NET_ADMIN, CAP_SYS_ADMIN and /dev/net/tun. Without root, where that file is open to
 all: ``unshare --user --map-root-user --net pytest …``. The tests' fixture ``internet`` skips a test
@@ -97,13 +98,16 @@ class Internet:
         behind: Nat | None = None,
         *,
         firewall: bool = False,
+        address6: str = "",
         **link: Any,
     ) -> Host:
         """Add a host; ``link`` is as of `Link`."""
         if len(self.hosts) >= HOSTS_MAX:
             raise ValueError(f"an Internet has {HOSTS_MAX} hosts at most")
-        host = Host(name, address, behind, Link(**link), firewall=firewall)
+        host = Host(name, address, behind, Link(**link), firewall=firewall, address6=address6)
         self._place(host)
+        if address6:
+            self._at[None, socket.inet_pton(socket.AF_INET6, address6)] = host
         self.hosts.append(host)  # first, so that what is half made is taken away, too
         host.open()
         self._by_tun[host.tun] = host
@@ -168,7 +172,14 @@ class Internet:
     def _leave(self, node: Host | Nat, packet: Packet) -> None:
         """Carry a packet up a link, to the network that is there."""
         behind = node.behind
-        self._cross(node.link, packet, "up", lambda: self._route(behind, packet, node))
+
+        def go_on() -> None:
+            if packet.is_ipv6 and behind is not None:  # routed, not translated
+                self._leave(behind, packet)
+            else:
+                self._route(behind, packet, node)
+
+        self._cross(node.link, packet, "up", go_on)
 
     def _route(self, network: Nat | None, packet: Packet, sender: Host | Nat | None) -> None:
         """Hand a packet to the one that has its address in a network, or to the NAT at its edge."""
@@ -204,8 +215,15 @@ class Internet:
                 self._deliver(node, packet.copy())
 
     def _deliver(self, node: Host | Nat, packet: Packet) -> None:
-        """Carry a packet down a link."""
-        self._cross(node.link, packet, "down", lambda: self._arrive(node, packet))
+        """Carry a packet down a link, and by IPv6 down that of the home's router first."""
+
+        def go_on() -> None:
+            self._cross(node.link, packet, "down", lambda: self._arrive(node, packet))
+
+        if packet.is_ipv6 and node.behind is not None:
+            self._cross(node.behind.link, packet, "down", go_on)
+        else:
+            go_on()
 
     def _arrive(self, node: Host | Nat, packet: Packet) -> None:
         if isinstance(node, Host):

@@ -1,4 +1,4 @@
-"""IPv4 packets whose ends can be rewritten, as a NAT does."""
+"""IPv4 packets whose ends can be rewritten, as a NAT does, and IPv6 packets, which none does."""
 
 import struct
 from typing import Final
@@ -10,7 +10,7 @@ _CHECKSUM_AT: Final = {TCP: 16, UDP: 6, ICMP: 2}
 _HEADER: Final = struct.Struct(">BBHHHBBH4s4s")
 
 Endpoint = tuple[bytes, int]
-"""An IPv4 address of four bytes, and a port or an ICMP identifier."""
+"""An IP address of four or sixteen bytes, and a port or an ICMP identifier."""
 
 
 class Packet:
@@ -18,14 +18,17 @@ class Packet:
 
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)
-        self.header = (data[0] & 15) * 4
-        self.protocol = data[9]
+        self.is_ipv6 = data[0] >> 4 == 6
+        self.header = 40 if self.is_ipv6 else (data[0] & 15) * 4
+        self.protocol = data[6] if self.is_ipv6 else data[9]
 
     @staticmethod
     def parse(data: bytes) -> "Packet | None":
         """Read what a host sends; None for what no NAT of the lab knows how to handle."""
+        if len(data) >= 48 and data[0] >> 4 == 6:  # but its hello on every new interface
+            return Packet(data) if data[6] in (TCP, UDP) and data[24] != 0xFF else None
         if len(data) < 28 or data[0] >> 4 != 4:
-            return None  # IPv6 says hello on every new interface
+            return None
         packet = Packet(data)
         if int.from_bytes(data[6:8], "big") & 0x1FFF:
             return None  # a later fragment has no ports; nobody sends any at the lab's MTU
@@ -54,7 +57,8 @@ class Packet:
     @property
     def is_multicast(self) -> bool:
         """Whether everybody of the sender's network is to get it."""
-        return self.data[16] >> 4 == 14 or self.data[16:20] == b"\xff\xff\xff\xff"
+        to = self.destination[0]
+        return not self.is_ipv6 and (to[0] >> 4 == 14 or to == b"\xff\xff\xff\xff")
 
     @property
     def flags(self) -> int:
@@ -92,14 +96,16 @@ class Packet:
     def _place(self, which: int) -> tuple[int, int]:
         """Return where an address and its port are: 0 the source's, 1 the destination's."""
         port = 4 if self.protocol == ICMP else 2 * which
-        return 12 + 4 * which, self.header + port
+        address = 8 + 16 * which if self.is_ipv6 else 12 + 4 * which
+        return address, self.header + port
 
     def _get(self, which: int) -> Endpoint:
         address, port = self._place(which)
         number = int.from_bytes(self.data[port : port + 2], "big")
-        return bytes(self.data[address : address + 4]), number
+        return bytes(self.data[address : address + (16 if self.is_ipv6 else 4)]), number
 
     def _set(self, which: int, endpoint: Endpoint) -> None:
+        assert not self.is_ipv6, "nobody translates it"
         address, port = self._place(which)
         before = bytes(self.data[address : address + 4]), bytes(self.data[port : port + 2])
         after = endpoint[0], endpoint[1].to_bytes(2, "big")

@@ -22,7 +22,7 @@ from transports.libp2p.circuit import circuit_address
 from transports.libp2p.punching_rules import PunchStatistics
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
-RELAY = "5.5.5.5"
+RELAY, RELAY6 = "5.5.5.5", "2600:5::5"
 ROWS = "rows"
 """A protocol whose channels wait for a direct connection."""
 
@@ -30,7 +30,7 @@ TALK = "talk"
 """One whose channels do not."""
 
 WAIT_S_MAX = 20.0
-LISTEN = ("/ip4/0.0.0.0/tcp/4100",)
+LISTEN = ("/ip4/0.0.0.0/tcp/4100", "/ip6/::/tcp/4100")
 
 
 def identity(name: str) -> Identity:
@@ -38,9 +38,10 @@ def identity(name: str) -> Identity:
     return Identity(name.encode().ljust(32, b"."))
 
 
-def relay_address() -> str:
-    """Return where the relay is."""
-    return f"/ip4/{RELAY}/tcp/4001/p2p/{identity('relay').peer_id}"
+def relay_address(host: Host | None = None) -> str:
+    """Return where the relay is: by IPv6 for a host that has it."""
+    at = f"/ip6/{RELAY6}" if host and host.address6 else f"/ip4/{RELAY}"
+    return f"{at}/tcp/4001/p2p/{identity('relay').peer_id}"
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Peer:
 
     host: Host
     name: str
-    listen: tuple[str, ...] = LISTEN
+    listen: tuple[str, ...] = ()
     relaying: Relaying = Relaying.NEVER
     transport: Libp2pTransport = field(init=False)
     _up: threading.Event = field(default_factory=threading.Event)
@@ -63,7 +64,8 @@ class Peer:
     async def _live(self) -> None:
         self._over, self._token = trio.Event(), trio.lowlevel.current_trio_token()
         reach = Reach("main", relaying=self.relaying)
-        async with open_libp2p(identity(self.name), self.listen, reach) as self.transport:
+        listen = self.listen or (LISTEN if self.host.address6 else LISTEN[:1])
+        async with open_libp2p(identity(self.name), listen, reach) as self.transport:
             for protocol in (ROWS, TALK):
                 self.transport.handle(protocol, echo)
             self.transport.punches.patient = {ROWS}
@@ -89,14 +91,15 @@ class Peer:
 @contextmanager
 def relaying(internet: Internet) -> Iterator[Peer]:
     """Run a relay that nothing but relays."""
-    host = internet.host("relay", RELAY, delay_ms=5)
-    with closing(Peer(host, "relay", ("/ip4/0.0.0.0/tcp/4001",), Relaying.ALWAYS)) as relay:
+    host = internet.host("relay", RELAY, address6=RELAY6, delay_ms=5)
+    listen = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
+    with closing(Peer(host, "relay", listen, Relaying.ALWAYS)) as relay:
         yield relay
 
 
-async def be_hidden(transport: Libp2pTransport) -> str:
-    """Reserve with the relay; return where this peer is called."""
-    await transport.connect(relay_address())
+async def be_hidden(transport: Libp2pTransport, host: Host | None = None) -> str:
+    """Reserve with the relay, as seen from a host; return where this peer is called."""
+    await transport.connect(relay_address(host))
     transport.relays.look()
     while not any("p2p-circuit" in each for each in transport.addresses):
         await transport.wait_moved()
@@ -160,8 +163,8 @@ def attempt(internet: Internet, a: Host, b: Host) -> Attempt:
         def relayed() -> int:
             return relay.transport.relay.statistics().bytes
 
-        at = called.run(be_hidden, called.transport)
-        one.run(one.transport.connect, relay_address())
+        at = called.run(be_hidden, called.transport, b)
+        one.run(one.transport.connect, relay_address(a))
         found: tuple[Any, ...] = one.run(call, one.transport, at, relayed)
         is_direct, waited_s, bytes_after, bytes_before = found
         transport = called.transport

@@ -18,7 +18,7 @@ from transports.libp2p.punching_rules import (
     public,
 )
 
-OWN = {"5.5.5.11", "192.168.1.7"}
+OWN = {"5.5.5.11", "192.168.1.7", "2600:1:2:3::7", "fe80::7", "::1"}
 TOLD = ("/ip4/5.5.5.12/tcp/4100", "/ip4/5.5.5.12/tcp/9")
 
 
@@ -39,13 +39,23 @@ TOLD = ("/ip4/5.5.5.12/tcp/4100", "/ip4/5.5.5.12/tcp/9")
             " ".join(f"/ip4/5.5.6.6/tcp/{n}" for n in range(1, 9)),
             [("5.5.6.6", n) for n in range(1, 5)],
         ),
+        (
+            "/ip6/2600:1:3::8/tcp/4100 /ip6/2600:1:4::8/tcp/4100 /ip4/5.5.5.12/tcp/4100",
+            [("2600:1:3::8", 4100), ("5.5.5.12", 4100)],
+        ),
+        # Machines of its own home are as global as any, and so is what a carrier translates.
+        ("/ip6/2600:1:2:3::8/tcp/4100 /ip6/2600:1:2:4::8/tcp/4100", []),
+        ("/ip6/64:ff9b::a00:1/tcp/80 /ip6/::ffff:5.5.5.12/tcp/80 /ip6/2002:a00:1::1/tcp/80", []),
+        ("/ip6/fd00::8/tcp/4100 /ip6/fe80::8/tcp/4100 /ip6/::1/tcp/4100 /ip4/2600::8/tcp/1", []),
     ],
 )
 def test_only_a_few_addresses_of_the_internet_are_dialled(
     theirs: str, dialled: list[tuple[str, int]]
 ) -> None:
     """Four on two hosts, none of a private network, and no service of this peer's own router."""
-    assert choose(theirs.split(), OWN) == dialled
+    assert choose(theirs.split(), OWN, ("ip4", "ip6")) == dialled
+    by_ipv4 = [(host, port) for host, port in dialled if ":" not in host]
+    assert choose(theirs.split(), OWN, ("ip4",)) == by_ipv4
 
 
 def test_who_is_public_is_dialled_there_alone() -> None:
@@ -86,7 +96,7 @@ def test_any_bytes_are_a_message_or_a_value_error(body: bytes) -> None:
         found = decode(body)
     except ValueError:
         return
-    assert len(choose(found.addresses, OWN)) <= rules.ADDRESSES_MAX
+    assert len(choose(found.addresses, OWN, ("ip4", "ip6"))) <= rules.ADDRESSES_MAX
     assert decode(encode(found)).kind == found.kind
 
 

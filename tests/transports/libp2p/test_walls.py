@@ -31,9 +31,10 @@ from p2pinfer.core.errors import ChannelClosed, PeerError, PeerUnavailable, User
 from tests.support.hostile import endpoint, frame, hostile, read_to_the_end, write_until_cut
 from transports.base import Channel
 from transports.identity import ephemeral_identity
+from transports.libp2p import dialler, host_run, muxer, yamux
 from transports.libp2p import host as host_module
-from transports.libp2p import muxer, yamux
-from transports.libp2p import transport as libp2p_module
+from transports.libp2p.dialling import libp2p_id
+from transports.libp2p.host import connections
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 TEST_S_MAX = 20.0
@@ -213,13 +214,13 @@ async def test_a_dead_address_does_not_hide_a_good_one() -> None:
             refusing = "/ip4/127.0.0.1/tcp/1"
             mute = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"
             addresses = [f"{address}/p2p/{victim.peer_id}" for address in (mute, refusing)]
-            with trio.fail_after(libp2p_module.DIAL_S_MAX / 2):
+            with trio.fail_after(dialler.DIAL_S_MAX / 2):
                 await other.open(victim.peer_id, "echo", [*addresses, *victim.addresses])
 
 
 async def test_a_dial_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that accepts and says nothing must not hold its dialler."""
-    monkeypatch.setattr(libp2p_module, "DIAL_S_MAX", 0.2)
+    monkeypatch.setattr(dialler, "DIAL_S_MAX", 0.2)
     stranger = ephemeral_identity().peer_id
     with trio.fail_after(TEST_S_MAX), socket.create_server(("127.0.0.1", 0)) as silent:
         async with open_libp2p(None, [], "test") as other:
@@ -310,7 +311,11 @@ async def test_a_taken_port_is_named(host: str) -> None:
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 async def test_both_families_listen_at_one_port() -> None:
-    """Libp2p's ``::`` takes the port of IPv4, too: who calls by that is of neither family then."""
+    """Libp2p's ``::`` takes the port of IPv4, too: who calls by that is of neither family then.
+
+    And by IPv6 it does not know where the other end is, so that nobody there could be asked whether
+    a peer is reached by it.
+    """
     own = ephemeral_identity()
     async with open_libp2p(own, ["/ip6/::/tcp/0"], "test") as six:
         port = six.addresses[0].split("/")[4]
@@ -325,6 +330,11 @@ async def test_both_families_listen_at_one_port() -> None:
                 channel = await caller.open(own.peer_id, "echo", [address])
                 await channel.send(b"hi")
                 assert await channel.receive() == b"hi"
+                (there,) = connections(caller._host, libp2p_id(own.peer_id))
+                (here,) = connections(listener._host, libp2p_id(caller.peer_id))
+                host = place.rpartition("/")[2]
+                assert there.get_remote_address() == (host, int(port))
+                assert (here.get_remote_address() or ("", 0))[0] == host
 
 
 async def test_an_address_of_another_machine_is_named() -> None:
@@ -419,7 +429,7 @@ async def test_leaving_under_load_is_quick() -> None:
 
     async with peer() as victim:
         victim.handle("stuck", never_read)
-        with trio.fail_after(20 * libp2p_module.FLUSH_S_MAX):
+        with trio.fail_after(20 * host_run.FLUSH_S_MAX):
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
                     nursery.start_soon(push_and_leave)

@@ -1,0 +1,50 @@
+"""Between two answers a session is not in use: what it loses then may wait for those that are."""
+
+from collections.abc import Collection, Sequence
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from peers.asking.repair import Repair, at_once
+from peers.asking.stage_handle import StageHandle, is_relayed, lost_places
+
+MISSED_S = 30.0
+"""When a peer that was lost between two answers is replaced though nobody missed it. It may have
+been in many sessions: those in use have their rows run again first, and those that began as copies
+of them then find the rows there. Other stages hold a broken session's cells for two minutes."""
+
+
+class Pause:
+    """Whether a session is between two answers."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._missed = trio.Event()
+
+    def begin(self) -> None:
+        """Note that an answer is over."""
+        self.is_on, self._missed = True, trio.Event()
+
+    def end(self) -> None:
+        """Note that another answer has begun."""
+        self.is_on = False
+        self._missed.set()
+
+    def miss(self) -> None:
+        """Note that somebody waits for the session to be whole, to begin another one with it."""
+        self._missed.set()
+
+    async def wait_missed(
+        self, repair: Repair | None, stages: Sequence[StageHandle], failed: Collection[PeerId]
+    ) -> None:
+        """Return once a lost peer is missed, or for ``MISSED_S`` is not.
+
+        One that nobody else can replace, or that perhaps only its relay cut off, is called at once:
+        it holds the session's rows for a moment.
+        """
+        places = lost_places(stages) if self.is_on else None
+        if not (repair and places) or any(is_relayed(stage.hop) for stage in stages[places]):
+            return
+        if at_once(repair, stages, places.start, failed):
+            with trio.move_on_after(MISSED_S):
+                await self._missed.wait()

@@ -1,0 +1,96 @@
+"""Attention in float16 has the bits that each kernel gives, written down as in C, sum by sum."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from p2pinfer.core.attention import CHUNK_POSITIONS, KERNELS, Kernel, attend
+from p2pinfer.core.regimes import Regime
+
+F, D, H = np.float32, np.float64, np.float16
+HEADS, GROUPS = 4, 2
+
+
+def fused(by: Any, with_: Any, to: Any, kernel: Kernel) -> np.float32:
+    """Multiply and add in float32."""
+    product = D(by) * D(with_)
+    return F(product + D(to)) if kernel.fuses else F(F(product) + F(to))
+
+
+def dot(keys: NDArray[np.float32], asked: NDArray[np.float32], kernel: Kernel) -> np.float32:
+    """``ggml_vec_dot_f16``: a sum for each lane of each register, then added in pairs."""
+    lanes, count = kernel.lanes, kernel.step // kernel.lanes
+    whole = len(keys) // kernel.step * kernel.step
+    sums = [[F(0)] * lanes for _ in range(count)]
+    for at in range(whole):
+        number, lane = at % kernel.step // lanes, at % lanes
+        sums[number][lane] = fused(keys[at], asked[at], sums[number][lane], kernel)
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [[a + b for a, b in zip(sums[n], sums[n + half], strict=True)] for n in range(half)]
+    row = sums[0]
+    while len(row) > 4:
+        row = [a + b for a, b in zip(row[: len(row) // 2], row[len(row) // 2 :], strict=True)]
+    one, two, three, four = row
+    total = (one + three) + (two + four) if lanes == 16 else (one + two) + (three + four)
+    left = sum((D(F(keys[n] * asked[n])) for n in range(whole, len(keys))), D(total))
+    return F(left)
+
+
+def head(
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    asked: NDArray[np.float32],
+    scale: float,
+    kernel: Kernel,
+) -> NDArray[np.float32]:
+    """``ggml_compute_forward_flash_attn_ext_f16_one_chunk``."""
+    width = len(asked)
+    native = width // 128 * 128 if kernel.is_native else 0
+    highest, total, sums = F(-np.inf), F(0), [H(0)] * width
+    for key, value in zip(keys, values, strict=True):
+        score = F(dot(key, asked, kernel) * F(scale))
+        shrink, weight = F(1), F(1)
+        if score > highest:
+            shrink, highest = F(np.exp(D(F(highest - score)))), score
+            for at in range(width):
+                by = H(shrink) if at < native else shrink
+                sums[at] = H(F(sums[at]) * F(by))
+        else:
+            weight = F(np.exp(D(F(score - highest))))
+        for at in range(width):
+            if at < native:
+                sums[at] = H(D(value[at]) * D(H(weight)) + D(sums[at]))
+            else:
+                sums[at] = H(fused(value[at], weight, sums[at], kernel))
+        total = F(D(total) * D(shrink) + D(weight))
+    return np.array(sums, H).astype(F) * (F(1) / total)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("width", "count"), [(64, CHUNK_POSITIONS + 3), (80, 7), (144, 20)])
+def test_sums_have_a_kernels_bits(kernel: Kernel, width: int, count: int) -> None:
+    """Heads that fill registers, and heads that do not; scores that rise and fall."""
+    chance = np.random.default_rng(width)
+    keys, values = chance.standard_normal((2, 1, count, GROUPS, width)).astype(H).astype(F)
+    queries = chance.standard_normal((1, HEADS, width)).astype(F)
+    found = attend(queries, keys, values, 0.25, regime=Regime.NARROW, is_half=True, kernel=kernel)
+    for at in range(HEADS):
+        group, asked = at * GROUPS // HEADS, queries[0, at].astype(H).astype(F)
+        true = head(keys[0, :, group], values[0, :, group], asked, 0.25, kernel)
+        assert found[0, at].tobytes() == true.tobytes()
+
+
+def test_kernels_differ() -> None:
+    """So that a test of one says nothing of another; without fused sums they seldom do."""
+    chance = np.random.default_rng(1)
+    keys, values = chance.standard_normal((2, 1, 200, 1, 128)).astype(H).astype(F)
+    queries = chance.standard_normal((1, 8, 128)).astype(F)
+    rows = {
+        attend(queries, keys, values, 0.25, regime=Regime.WIDE, is_half=True, kernel=each).tobytes()
+        for each in KERNELS
+        if each.fuses
+    }
+    assert len(rows) == 3

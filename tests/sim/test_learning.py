@@ -1,0 +1,51 @@
+"""Whole tasks in virtual time: poison, deaths and slow members."""
+
+import pytest
+
+from sim.learning import ATTACKS, LearningScenario, run_learning
+
+HARM_RATIO_MAX = 1.2
+"""Of the honest members' final loss, to that of the same task without the poisoner."""
+
+
+def test_members_die_and_are_slow() -> None:
+    """Two of six are gone and one misses all deadlines: the others agree, and learn."""
+    found = run_learning(LearningScenario(rounds=5, group=3, deaths=2, slow=1, seed=4))
+    assert found.died == 2
+    assert not found.failed
+    assert len(found.heads) == 4
+    assert len(found.children) == 1
+    assert found.loss_after < 0.8 * found.loss_before
+
+
+def test_a_run_repeats() -> None:
+    """The same scenario, the same child."""
+    scenario = LearningScenario(members=3, rounds=2, group=3)
+    first, second = run_learning(scenario), run_learning(scenario)
+    assert first.children == second.children
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_one_poisoner_of_six_does_little_harm(seed: int) -> None:
+    """Whether it turns its update around, sends it fiftyfold, or teaches a lie."""
+    calm = run_learning(LearningScenario(members=5, rounds=10, seed=seed))
+    assert calm.loss_after < 0.25 * calm.loss_before
+    for attack in ATTACKS:
+        scenario = LearningScenario(members=6, rounds=10, poisoners=1, attack=attack, seed=seed)
+        found = run_learning(scenario)
+        assert len(found.children) == 1
+        assert found.loss_after <= HARM_RATIO_MAX * calm.loss_after, attack
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_dies_the_rest_agrees(seed: int) -> None:
+    """Deaths in phases that the seed draws, among slow members and poisoners."""
+    scenario = LearningScenario(
+        members=7, rounds=4, group=2 + seed % 2, deaths=2, slow=1, poisoners=1, seed=seed
+    )
+    found = run_learning(scenario)
+    assert found.died + len(found.heads) + len(found.failed) >= 6
+    assert not found.failed
+    assert len(found.children) == 1
