@@ -9,6 +9,7 @@ llama.cpp that Python finds: to try another build, put its folder first in PYTHO
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -303,6 +304,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="to open, at least")
     parser.add_argument("--seed", type=int, help="a fresh one unless it is given")
     asked = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory() as folder:
         report = measure(asked.rows, seed, Path(folder), _tell)
