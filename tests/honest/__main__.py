@@ -55,9 +55,10 @@ FEW_FROM = 500
 REGIMES_OPENED = {Regime.NARROW: 0.5, Regime.WIDE: 0.3, Regime.BLOCK: 0.2}
 """Shares of opened rows: most rows of an answer are narrow, and those of blocks take longest."""
 
-SPLIT_FROM = 512 - 64
-"""Positions from which llama.cpp may split a row's float16 attention among threads: the probe rules
-those settings out, since rows then depend on how they are batched."""
+SPLIT_FROM = 256 - 64
+"""Positions from which llama.cpp may split a row's float16 attention among threads, as it does from
+512 cells on, in steps of 256: the probe rules those settings out, since rows then depend on how
+they are batched."""
 
 DEFAULT_EVERY = 12
 """Sessions from one of the default model to the next."""
