@@ -369,6 +369,7 @@ def proofs(
     """Test openings against every known cheat and honest stages: checked without any layer."""
     from p2pinfer.bench.opened_zoo import find_opened
     from p2pinfer.bench.proofs import proofs_bench
+    from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import model_path
 
     check_range("trials", trials, 1)
@@ -379,6 +380,7 @@ def proofs(
         trials=trials,
         openings=openings,
         seed=seed,
+        tell=say,
         zoo=find_opened(only),
     )
     run_task(lambda: _print_report(measure, as_json=as_json))
