@@ -21,6 +21,7 @@ from p2pinfer.engine.base import (
     EngineBusy,
     NextToken,
     Room,
+    Scores,
     Superseded,
 )
 from p2pinfer.engine.llama.batching import Batcher, Regimes
@@ -289,8 +290,21 @@ class _EndsCells:
         self._last.run(position, rows, regime=regime)
         return took_us
 
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> Scores:
+        """Run rows for their cache; a simulated model knows no likelihoods."""
+        await self.absorb(position, rows, regime=regime)
+        return [()] * len(following)
+
     async def next(
-        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+        self,
+        position: int,
+        rows: bytes,
+        *,
+        regime: Regime,
+        drafted: int | None = None,
+        following: Sequence[int] = (),
     ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
@@ -298,13 +312,14 @@ class _EndsCells:
         took_us = await self._ends.spend(_rows(count, regime))
         _, own = self._last.run(position, rows, regime=regime)
         token = self._ends.model.pick(int(own[-1]), regime)
-        following = position + count
-        if following < self._ends.context and token != drafted:
+        after = position + count
+        if after < self._ends.context and token != drafted:
             took_us += await self._ends.spend(1)
-            continued = self._embed(following, [token], regime=Regime.NARROW)
+            continued = self._embed(after, [token], regime=Regime.NARROW)
         else:
             continued = b""
-        return NextToken(token, b" %d" % token, False, continued, took_us)
+        scores: Scores = [()] * len(following)
+        return NextToken(token, b" %d" % token, False, continued, took_us, scores=scores)
 
     def close(self) -> None:
         """Free the cells; idempotent."""

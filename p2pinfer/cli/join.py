@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.machine_options import MACHINE, MachineFlags
+from p2pinfer.cli.machine_options import MACHINE, SESSIONS_MAX, MachineFlags
 from p2pinfer.cli.options import (
     REACH,
     RELAY,
-    SESSIONS_MAX,
     AsJson,
     Bootstrap,
     Memory,

@@ -68,8 +68,8 @@ class Judge(StepsJudge):
         for each in opening.layers:
             if each.layer in self.false:
                 fault = self.fault or Fault(each.layer, Traced.UP, 0.01)
-                return Verdict(fault, 1, 1, {})
-        return Verdict(None, len(opening.layers), len(opening.layers), {})
+                return Verdict(fault, 1, 1, {}, {})
+        return Verdict(None, len(opening.layers), len(opening.layers), {}, {})
 
     async def renew(self) -> None:
         """Count."""
