@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -261,12 +261,11 @@ def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> 
     """
     begun = told = time.monotonic()
     models, found = Models(folder), Found()
-    with suppress(KeyboardInterrupt):  # what was found until then is reported
-        while found.rows < rows:
-            _measure_session(models, seed, found, tell)
-            if (now := time.monotonic()) - told > PROGRESS_S:
-                told = now
-                tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
+    while found.rows < rows and not _told_to_end:
+        _measure_session(models, seed, found, tell)
+        if (now := time.monotonic()) - told > PROGRESS_S:
+            told = now
+            tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
     return found.report(seed, time.monotonic() - begun)
 
 
@@ -282,6 +281,8 @@ def _measure_session(models: Models, seed: int, found: Found, tell: Callable[[st
             where = {"session": found.sessions, "position": position, "regime": regime.name}
             found.alarms.append({**where, "said": fault, **asdict(drawn)})
             tell(f"alarm: {found.alarms[-1]}")
+        if _told_to_end:
+            break
     found.sessions += 1
 
 
@@ -295,6 +296,10 @@ def _of_experts() -> str:
     return "proven"
 
 
+_told_to_end: list[bool] = []
+"""Not an exception, which would get lost in what llama.cpp calls back."""
+
+
 def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
@@ -305,8 +310,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="to open, at least")
     parser.add_argument("--seed", type=int, help="a fresh one unless it is given")
     asked = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was found until then is reported
+        signal.signal(number, lambda *_: _told_to_end.append(True))
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory() as folder:
         report = measure(asked.rows, seed, Path(folder), _tell)
