@@ -374,14 +374,9 @@ def proofs(
 
     check_range("trials", trials, 1)
     check_range("openings", openings, 1)
+    path, zoo = model_path(model), find_opened(only)
     measure = partial(
-        proofs_bench,
-        model_path(model),
-        trials=trials,
-        openings=openings,
-        seed=seed,
-        tell=say,
-        zoo=find_opened(only),
+        proofs_bench, path, trials=trials, openings=openings, seed=seed, tell=say, zoo=zoo
     )
     run_task(lambda: _print_report(measure, as_json=as_json))
 
