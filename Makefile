@@ -6,6 +6,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11;
 	done; echo python3))
 BIN := .venv/bin
 CLIENTS := .venv-clients
+CHAIN := .venv-chain
 WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 
 # Not expanded: make would read a question's $ and $(...) as its own.
@@ -24,7 +25,7 @@ SEED ?= 1
 ROWS ?= 10000
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long interop clients agents fuzz honest clean
+.PHONY: help setup ready chat check test test-fast test-long interop clients chain agents fuzz honest clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -80,6 +81,15 @@ clients:
 	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
 	touch $(CLIENTS)/whole
 
+# Beside the packages of .venv: those of the EVM need an older one among them.
+chain: ready
+	$(PYTHON) -m venv $(CHAIN)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$($(CHAIN)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
+	$(CHAIN)/bin/python -m pip install --quiet --upgrade pip
+	$(CHAIN)/bin/python -m pip install --quiet --group settle
+	touch $(CHAIN)/whole
+
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
@@ -87,6 +97,6 @@ honest: ready
 	$(BIN)/python -m tests.honest --rows $(ROWS)
 
 clean:
-	rm -rf .venv $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(CLIENTS) $(CHAIN) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "The compiled llama.cpp is kept for the next setup. To remove it too:  rm -r $(WHEELS)"

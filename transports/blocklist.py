@@ -48,6 +48,11 @@ class GuardedTransport:
         """Have nothing to do with a peer from now on."""
         self._blocklist.block(peer)
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether there is a connection with a peer, where the transport tells."""
+        look = getattr(self._inner, "is_connected", None)
+        return bool(look(peer)) if look else True
+
     def part(self, peer: PeerId) -> None:
         """End what a transport has open with a peer, which may come back."""
         if part := getattr(self._inner, "part", None):

@@ -111,7 +111,7 @@ class Inspecting:
                     await cells.ask(asked)
                     for _ in asked:
                         self._judge(await cells.next(), stage.hop.peer, found)
-            except PeerUnavailable as error:  # whom audits do not blame either
+            except PeerUnavailable as error:  # audits do not blame it either
                 found.lost = str(error)
             except RefusedError as no:  # also by the stage before, of the rows that it sent
                 if no.refused.code in _LATER:

@@ -160,6 +160,9 @@ app["--help"].group = app["--version"].group = (OPTIONS,)
 app.meta.group_parameters = OPTIONS
 for _name, (_group, _where, _help) in COMMANDS.items():
     app.command(f"p2pinfer.cli.{_where}", name=_name, help=_help, group=_group)
+# An extra, which few want: it is not listed.
+SETTLE = "Pay for what was stated, or be paid, on an EVM chain; needs p2pinfer[settle]."
+app.command("p2pinfer.cli.settle:app", name="settle", help=SETTLE, show=False)
 for _name, (_where, _now) in RENAMED.items():
     app.command(f"p2pinfer.cli.{_where}", name=_name, help=f"Now: p2pinfer {_now}", show=False)
 

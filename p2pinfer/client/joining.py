@@ -38,6 +38,8 @@ from p2pinfer.core.limits import (
     SESSIONS_DEFAULT,
 )
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.gpu import OFF
+from p2pinfer.engine.llama.devices import chosen
 from p2pinfer.engine.template import Message, read_template
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
@@ -63,6 +65,7 @@ class connect:  # noqa: N801 -- used like a function
         sessions: answers at once.
         context: positions per session; None: 4,096, and up to 32,768 for some, as memory and the
             model allow.
+        gpu: what computes the layers here, as for ``--gpu``: ``off``, ``auto``, or a GPU's name.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         proof_rate: the share of stages that must also open rows, checked with a proof key.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
@@ -89,6 +92,7 @@ class connect:  # noqa: N801 -- used like a function
         show_tokens: bool = False,
         sessions: int = SESSIONS_DEFAULT,
         context: int | None = None,
+        gpu: str = OFF,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         proof_rate: float = PROOF_RATE_DEFAULT,
         sponsored: bool = True,
@@ -110,7 +114,7 @@ class connect:  # noqa: N801 -- used like a function
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
-        machine = Machine(sessions, context or CONTEXT_DEFAULT, threads=None)
+        machine = Machine(sessions, context or CONTEXT_DEFAULT, threads=None, gpu=chosen(gpu))
         if context is None:
             machine = replace(machine, long_context=LONG_CONTEXT_DEFAULT)
         self._how = (tuple(bootstrap), reach, keep_layers, machine)

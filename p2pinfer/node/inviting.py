@@ -51,7 +51,7 @@ def ways_in_told(
     answered = [list(addresses) for addresses, _ in reversed([*directory.answered.values()])]
     key = reach.key.hex() if reach.key else None
     said = {"network": reach.network, "key": key, "own": [*own()], "others": answered}
-    return {_QUESTION: said | {"founders": reach.members is not None}}
+    return {_QUESTION: said | ({"founders": True} if reach.members else {})}
 
 
 def invitation_here(network: str | None, key: bytes | None, *, once: bool = False) -> Invitation:

@@ -270,6 +270,11 @@ class LedgerDb:
             "statements": [_shown(*each) for each in found],
         }
 
+    def statements(self) -> list[Statement]:
+        """Return all statements, the largest first; raises UserError."""
+        with self._open() as database:
+            return [each for each, _ in tables.all_statements(database)]
+
     def in_favour(self, me: PeerId) -> list[Statement]:
         """Return the newest statement of each peer in one's favour, the largest first."""
         with self._open() as database:

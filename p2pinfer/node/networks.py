@@ -208,7 +208,11 @@ class Membership:
 
     def prove(self, me: PeerId, other: PeerId, binding: bytes) -> bytes:
         """Return a proof of membership; raises NotAMemberError if there is none to show."""
-        if key := self.key_now:
+        try:
+            key = self.key_now
+        except UserError as error:  # a file was damaged while this runs
+            raise NotAMemberError(str(error)) from error
+        if key:
             return key.prove(me, other, binding, secrets.token_bytes(64))
         raise NotAMemberError(f"this machine is no member of {self.founding.network}")
 
@@ -222,7 +226,10 @@ class Membership:
         """
         found = check(self.founding, proof, other, me, binding)
         epochs = self.founding.epochs_admitted(self._clock_s())
-        invited = self._register.read().get(peer_of(found.key)) if self.is_founder else None
+        try:
+            invited = self._invited().get(peer_of(found.key))
+        except UserError as error:  # nobody is let in by a register that cannot be read
+            raise NotAMemberError(str(error)) from error
         if invited and invited.is_expelled:
             raise NotAMemberError("it was expelled")
         if found.epoch not in epochs and not (invited and found.epoch < epochs.start):

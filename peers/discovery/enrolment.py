@@ -39,6 +39,10 @@ ASK_S = 300.0
 ASKED_MAX = 16
 """Peers asked at a time, others each time: which of them are founders is not known."""
 
+SHOWN_MAX = 64
+"""Connected peers that proofs are exchanged with at a time; the rest follow at the next look, and
+of two peers either may begin."""
+
 EXCHANGE_S_MAX = 10.0
 """For 4 kB."""
 
@@ -152,9 +156,11 @@ class Enrolment:
         if lacking and trio.current_time() >= self._asked_s + ASK_S:
             self._asked_s = trio.current_time()
             await self._ask_founders(lacking)
-        behind: list[PeerId] = self._part.behind()
+        for peer in self._part.behind():
+            if not self._transport.is_connected(peer):
+                self._part.forget(peer)
         async with trio.open_nursery() as nursery:
-            for peer in behind:
+            for peer in self._part.behind()[:SHOWN_MAX]:
                 nursery.start_soon(self._show, peer)
         for peer in self._part.lapsed():
             _log.info("%s is no member any more", peer)

@@ -12,8 +12,11 @@ from p2pinfer import connect
 from p2pinfer.client.joining import AsyncioSwarm
 from p2pinfer.client.library import Swarm
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.gpu import Search
+from p2pinfer.engine.llama import devices
 from p2pinfer.engine.template import Prompt
 from tests.support.fake_gateway import FakeClient, fake_swarm
+from tests.support.gpus import CARD
 
 SAY: Any = [{"role": "user", "content": "one two three"}]
 WAIT_S_MAX = 60.0
@@ -147,6 +150,13 @@ def test_errors_of_joining_are_raised_in_asyncio() -> None:
                 pass
 
     run(main)
+
+
+def test_a_gpu_that_is_not_here_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those that are; before anybody is asked for anything."""
+    monkeypatch.setattr(devices, "search", lambda: Search((CARD,)))
+    with pytest.raises(UserError, match=r"cuda7 is not here; found: CUDA0 \(A card\)"):
+        connect(gpu="cuda7")
 
 
 async def test_trio_has_the_swarm_itself(clients: list[FakeClient]) -> None:

@@ -251,7 +251,7 @@ def _opened(
 
 
 def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Open at least so many rows, and return the report.
+    """Open rows until there are enough, and return the report.
 
     Args:
         rows: of all models.

@@ -249,6 +249,40 @@ async def test_what_a_hostile_member_asks_and_shows_is_refused(tmp_path: Path) -
         assert await talk(ann, founder) == b"hello"
 
 
+async def test_damaged_files_let_nobody_in_and_end_nothing(tmp_path: Path) -> None:
+    """A founder whose register cannot be read admits nobody, and goes on."""
+    home = Home(tmp_path)
+    home.invite(ANN)
+    async with running(home, FOUNDER, ANN) as (founder, ann):
+        register = register_path(tmp_path / f"{FOUNDER.peer_id}.network")
+        good = register.read_bytes()
+        register.write_text("{")
+        await refused(ann, founder)
+        register.write_bytes(good)
+        assert await talk(ann, founder) == b"hello"
+        network = tmp_path / f"{ANN.peer_id}.network"
+        good = network.read_bytes()
+        network.write_text("{}")
+        ann.transport.part(founder.transport.peer_id)
+        await refused(ann, founder)
+        network.write_bytes(good)
+        assert await talk(ann, founder) == b"hello"
+
+
+async def test_only_connected_peers_are_called_in_a_new_epoch(tmp_path: Path) -> None:
+    """Peers that left are forgotten, and not dialled again."""
+    home = Home(tmp_path)
+    home.invite(ANN)
+    async with running(home, FOUNDER, ANN) as (founder, ann):
+        await talk(ann, founder)
+        await ann.enrolment.look()
+        ann.transport.part(founder.transport.peer_id)
+        home.clock.now_s += EPOCH_S
+        assert ann.part.behind() == [founder.transport.peer_id]
+        await ann.enrolment.look()
+        assert ann.part.proven == {}
+
+
 def test_clocks_may_be_a_little_apart(tmp_path: Path) -> None:
     """A proof of the epoch that just ended, or is about to begin, is taken for a moment."""
     home = Home(tmp_path)

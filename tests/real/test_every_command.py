@@ -16,6 +16,7 @@ from p2pinfer.cli.config_file import option_names
 from p2pinfer.cli.main import app
 from tests.cli import test_model, test_model_names, test_service
 from tests.natlab import test_hidden_swarm
+from tests.node import test_settlement
 from tests.real import (
     test_bench,
     test_certificate,
@@ -115,6 +116,13 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
     "serve": test_gateway.test_official_client_lists_asks_and_streams,
     "service": test_service.test_options_and_variables_of_join_are_included,
+    **dict.fromkeys(
+        (
+            f"settle {each}"
+            for each in ("account", "deploy", "fund", "redeem", "voucher", "withdraw")
+        ),
+        test_settlement.test_the_command_line_pays_and_is_paid,
+    ),
     "status": test_cli.test_status_names_the_peers_of_this_machine,
     "verify": test_certificate.test_an_answer_is_checked_and_certified,
 }

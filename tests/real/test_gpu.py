@@ -22,6 +22,7 @@ from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.probe import Probe
+from p2pinfer.engine.llama.probe_reports import probe_reports
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from tests.support.gpus import own_gpu
@@ -108,6 +109,23 @@ async def test_a_stage_on_the_gpu_says_so(gpu: Gpu, stage: Path) -> None:
         (part,) = engine.worker.parts
         assert part.device == gpu.name
         assert "GPU" in part.closed
+
+
+async def test_a_gpu_that_nobody_names_must_be_faster_than_the_cpu(gpu: Gpu, stage: Path) -> None:
+    """An emulated one never is."""
+    if not gpu.why_not:
+        pytest.skip("a real one may be faster")
+    async with open_stage(stage, 2, sessions=1, context=CONTEXT, gpu=gpu) as engine:
+        assert engine.worker.parts[0].device == ""
+    (report,) = probe_reports(stage.parent)
+    assert any("is slower than the CPU" in why for _, why in report.ruled_out)
+
+
+def test_a_gpus_rows_are_within_the_bounds_of_audits_between_classes(gpu: Gpu, stage: Path) -> None:
+    """So that a CPU may check what a GPU computed, and the other way round."""
+    found = on_gpu("apart", stage, gpu.name, shape(probed(stage, gpu)))
+    assert found["outside"] is None
+    assert found["apart"] > 0  # it was not the CPU that computed
 
 
 async def said(peers: list[Peer], model: Path, prompt: list[int], gpu: Gpu | None) -> list[int]:

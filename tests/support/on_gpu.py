@@ -1,7 +1,7 @@
 """Runs a whole model and its slices on a GPU, in a process of its own, and prints JSON.
 
 The process that runs the tests has loaded another llama.cpp, which knows no GPU:
-``python -m tests.support.on_gpu alone|cut MODEL DEVICE FIXED [FOLDER]``.
+``python -m tests.support.on_gpu alone|cut|apart MODEL DEVICE FIXED [FOLDER]``.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pinfer.core.bounds import DEFAULT_BOUNDS, distances, first_outside
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import (
@@ -86,12 +87,31 @@ def cut(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
     return {"difference": worst, "largest": largest}
 
 
+def apart(stage: Path, settings: Settings) -> dict[str, Any]:
+    """Return how far a stage's rows are from the CPU's, at most, and whether the bounds hold."""
+    found = []
+    for each in (settings, Settings(repack=False)):
+        with loaded(stage, each, logits=False) as part:
+            random, rows, position = np.random.default_rng(1), [], 0
+            for count, pad_to in CHUNKS:
+                inputs = random.standard_normal((count, part.width)).astype(np.float32)
+                span = Span(0, position, inputs)
+                rows.append(part.decode([span], pad_to=pad_to)[0].tobytes())
+                position += count
+            found.append(b"".join(rows))
+    on_gpu, on_cpu = found
+    distance = distances(on_gpu, on_cpu, position)
+    return {"apart": float(distance.max()), "outside": first_outside(distance, DEFAULT_BOUNDS)}
+
+
 def main() -> None:
     """Do what the command line says."""
     what, model, device, fixed, *folder = sys.argv[1:]
     settings = Settings(device=device, fixed=fixed == "fixed")
     if what == "alone":
         found = alone(Path(model), settings)
+    elif what == "apart":
+        found = apart(Path(model), settings)
     else:
         found = cut(Path(model), settings, Path(*folder))
     sys.stdout.write(json.dumps(found))

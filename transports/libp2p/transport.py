@@ -186,6 +186,10 @@ class Libp2pTransport:
         """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
         return self.reach.reachability
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether there is a connection with a peer."""
+        return bool(self._connections(peer))
+
     def part(self, peer: PeerId) -> None:
         """End all connections with a peer; it may come back."""
         for connection in self._connections(peer):
@@ -434,8 +438,7 @@ async def open_libp2p(
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
     protocol's, so that swarms of different names never mix. A peer whose key is not the `Reach`'s
     cannot take part, whatever the name: see `private_noise`.
-    ``announce`` are addresses at which others reach this peer, told before the machine's own: of a
-    router that passes a port on, of a cloud's gateway, of a container's host.
+    ``announce`` are addresses told before the machine's own, such as of a router that passes it on.
     ``muxer="library"`` is to measure with. ``guests`` get a private network's key for a token.
 
     Raises:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 _VULKAN_NAMES: Final = ("libvulkan.so.1", "libvulkan.1.dylib", "libMoltenVK.dylib")
-_PROPERTIES_BYTES = 1024
-"""``VkPhysicalDeviceProperties`` has 824."""
-_CACHE_UUID = slice(276, 292)
-"""``pipelineCacheUUID``: a driver changes it whenever it compiles shaders in another way."""
+_APPLICATION, _INSTANCE = 0, 1
+_PROPERTIES, _DRIVER = 1_000_059_001, 1_000_196_000
+"""``VkStructureType``."""
+_VERSION_1_1 = 1 << 22 | 1 << 12
 
 
 def driver_of(device: str, root: Path = Path("/")) -> str:
@@ -32,6 +32,20 @@ def driver_of(device: str, root: Path = Path("/")) -> str:
     return f"{platform.system()} {platform.release()}"
 
 
+class _ApplicationInfo(ctypes.Structure):
+    """``VkApplicationInfo``."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("version", ctypes.c_uint32),
+        ("engine", ctypes.c_char_p),
+        ("engine_version", ctypes.c_uint32),
+        ("interface", ctypes.c_uint32),
+    )
+
+
 class _InstanceCreateInfo(ctypes.Structure):
     """``VkInstanceCreateInfo``."""
 
@@ -39,7 +53,7 @@ class _InstanceCreateInfo(ctypes.Structure):
         ("type", ctypes.c_int),
         ("next", ctypes.c_void_p),
         ("flags", ctypes.c_uint32),
-        ("application", ctypes.c_void_p),
+        ("application", ctypes.POINTER(_ApplicationInfo)),
         ("layers", ctypes.c_uint32),
         ("layer_names", ctypes.c_void_p),
         ("extensions", ctypes.c_uint32),
@@ -47,12 +61,40 @@ class _InstanceCreateInfo(ctypes.Structure):
     )
 
 
+class _Driver(ctypes.Structure):
+    """``VkPhysicalDeviceDriverProperties``."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("id", ctypes.c_int),
+        ("name", ctypes.c_char * 256),
+        ("info", ctypes.c_char * 256),
+        ("conformance", ctypes.c_uint8 * 4),
+    )
+
+
+class _Properties(ctypes.Structure):
+    """``VkPhysicalDeviceProperties2``: of the 824 bytes inside, only the first are named."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("next", ctypes.POINTER(_Driver)),
+        ("interface", ctypes.c_uint32),
+        ("driver", ctypes.c_uint32),
+        ("vendor", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
+        ("rest", ctypes.c_uint64 * 128),
+    )
+
+
 def vulkan_drivers() -> str:
-    """Return the drivers' versions and caches' identities of all Vulkan devices, in order."""
+    """Return the drivers of all Vulkan devices with their versions, in order."""
     vulkan = _vulkan()
     if vulkan is None:
         return "no Vulkan"
-    create_info = _InstanceCreateInfo(type=1)
+    application = _ApplicationInfo(type=_APPLICATION, interface=_VERSION_1_1)
+    create_info = _InstanceCreateInfo(type=_INSTANCE, application=ctypes.pointer(application))
     instance = ctypes.c_void_p()
     if vulkan.vkCreateInstance(ctypes.byref(create_info), None, ctypes.byref(instance)):
         return "no Vulkan instance"
@@ -61,24 +103,25 @@ def vulkan_drivers() -> str:
         vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
         devices = (ctypes.c_void_p * count.value)()
         vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices)
-        return " ".join(_version(vulkan, device) for device in devices if device)
+        return "; ".join(_version(vulkan, device) for device in devices if device)
     finally:
         vulkan.vkDestroyInstance(instance, None)
 
 
 def _vulkan() -> Any:
     for name in _VULKAN_NAMES:
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # none here, or one without Vulkan 1.1
             vulkan = ctypes.CDLL(name)
             vulkan.vkEnumeratePhysicalDevices.argtypes = [ctypes.c_void_p] * 3
-            vulkan.vkGetPhysicalDeviceProperties.argtypes = [ctypes.c_void_p] * 2
+            vulkan.vkGetPhysicalDeviceProperties2.argtypes = [ctypes.c_void_p] * 2
             vulkan.vkDestroyInstance.argtypes = [ctypes.c_void_p] * 2
             return vulkan
     return None
 
 
 def _version(vulkan: Any, device: int) -> str:
-    properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-    vulkan.vkGetPhysicalDeviceProperties(device, properties)
-    interface, driver = (int.from_bytes(properties.raw[i : i + 4], "little") for i in (0, 4))
-    return f"{interface:08x}-{driver:08x}-{properties.raw[_CACHE_UUID].hex()}"
+    driver = _Driver(type=_DRIVER)
+    properties = _Properties(type=_PROPERTIES, next=ctypes.pointer(driver))
+    vulkan.vkGetPhysicalDeviceProperties2(device, ctypes.byref(properties))
+    name, info = (text.decode(errors="replace") for text in (driver.name, driver.info))
+    return f"{name} {info} {properties.driver:x}".strip()

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import (
+    BLOCK_ROWS,
+    NARROW_ROWS_MAX,
+    ROWS_PER_DECODE_MAX,
+    WIDE_ROWS_MAX,
+)
 from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 
@@ -173,3 +178,10 @@ def test_only_short_jobs_of_sessions_at_home_run_in_a_pause() -> None:
     taken = [batcher.narrow({0, 2}) for _ in range(4)]
     assert taken == [[Work(1)], [Work(3)], [Work(5)], []]
     assert batcher.next() == [Work(2)]
+
+
+def test_fixed_numbers_of_rows_are_one_and_the_most() -> None:
+    """Sessions share no decode, and wide chunks are padded to the same size."""
+    regimes = Regimes(agree=False, fixed=True)
+    assert [regimes.pad_to(each) for each in Regime] == [0, WIDE_ROWS_MAX, BLOCK_ROWS]
+    assert regimes.single_rows_max == 1
