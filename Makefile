@@ -22,9 +22,10 @@ WORKERS ?= 2
 
 FRAMES ?= 1000000
 SEED ?= 1
+ROWS ?= 10000
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long interop clients chain agents fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long interop clients chain agents fuzz honest clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -39,6 +40,7 @@ help:
 	@echo 'make clients            the same: litellm, LangChain, llm and LlamaIndex (600 MB)'
 	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
+	@echo 'make honest             ten thousand opened rows of honest layers (ROWS=): no alarm'
 	@echo 'make clean              remove .venv and caches'
 
 setup: ready
@@ -90,6 +92,9 @@ chain: ready
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+honest: ready
+	$(BIN)/python -m tests.honest --rows $(ROWS)
 
 clean:
 	rm -rf .venv $(CLIENTS) $(CHAIN) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

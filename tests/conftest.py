@@ -43,6 +43,7 @@ SLOW = (
     "core/sums/",  # seconds of arithmetic, and SEAL
     "core/test_python_process.py",
     "fuzz/",
+    "honest/",
     "interop/",
     "natlab/test_same_network.py",
     "node/test_hub.py",

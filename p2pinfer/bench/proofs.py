@@ -7,7 +7,7 @@ give the rate of false alarms.
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -111,7 +111,7 @@ class Inspecting:
                     await cells.ask(asked)
                     for _ in asked:
                         self._judge(await cells.next(), stage.hop.peer, found)
-            except PeerUnavailable as error:  # whom audits do not blame either
+            except PeerUnavailable as error:  # audits do not blame it either
                 found.lost = str(error)
             except RefusedError as no:  # also by the stage before, of the rows that it sent
                 if no.refused.code in _LATER:
@@ -136,7 +136,8 @@ class Inspecting:
         found.openings += 1
         if verdict.fault:
             found.faults.setdefault(peer, verdict.fault.step)
-            if peer not in found.proven and self._is_proven(opening, verdict.fault):
+            is_new = verdict.fault.is_provable and peer not in found.proven
+            if is_new and self._is_proven(opening, verdict.fault):
                 found.proven.add(peer)
             return
         for ours, theirs in ((found.worst, verdict.worst), (found.used, verdict.used)):
@@ -156,7 +157,8 @@ class Inspecting:
             each.layer: whole_layer(each.layer, self._header.tensors, self._read)
             for each in sent.layers
         }
-        return judge_row(sent, self.shape, layers).fault is not None
+        fault_there = judge_row(sent, self.shape, layers).fault
+        return fault_there is not None and fault_there.is_provable
 
     def _read(self, tensor: Tensor) -> bytes:
         with self._model.open("rb") as file:
@@ -170,6 +172,7 @@ async def proofs_bench(
     trials: int,
     openings: int,
     seed: int,
+    tell: Callable[[str], None],
     zoo: Iterable[OpenedCheat] = OPENED_ZOO,
 ) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench proofs`` prints.
@@ -179,15 +182,25 @@ async def proofs_bench(
         trials: answers per cheat.
         openings: of honest stages, at least this many.
         seed: of prompts, keys and rows.
+        tell: gets progress messages.
         zoo: the cheats to try.
     """
     async with open_world(model, seed) as world:
         inspecting = Inspecting(world, model)
+        honest = await _honest(inspecting, openings)
+        tell(f"{honest['openings']} rows of honest stages, {honest['false_alarms']} alarms")
+        cheats = []
+        for cheat in zoo:
+            cheats.append(found := await _try(world, inspecting, cheat, trials))
+            tell(
+                f"{cheat.name}: caught {found['caught']} of {trials}, the right stage named"
+                f" {found['right_stage_named']}, proven {found['proven_by_that_layer_alone']}"
+            )
         return {
             "trials": trials,
             "rows_of_each_stage": ROWS_PROVEN,
-            "honest": await _honest(inspecting, openings),
-            "cheats": [await _try(world, inspecting, each, trials) for each in zoo],
+            "honest": honest,
+            "cheats": cheats,
             "lost": inspecting.lost,
         }
 

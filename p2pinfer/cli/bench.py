@@ -368,17 +368,14 @@ def proofs(
     """Test openings against every known cheat and honest stages: checked without any layer."""
     from p2pinfer.bench.opened_zoo import find_opened
     from p2pinfer.bench.proofs import proofs_bench
+    from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import model_path
 
     check_range("trials", trials, 1)
     check_range("openings", openings, 1)
+    path, zoo = model_path(model), find_opened(only)
     measure = partial(
-        proofs_bench,
-        model_path(model),
-        trials=trials,
-        openings=openings,
-        seed=seed,
-        zoo=find_opened(only),
+        proofs_bench, path, trials=trials, openings=openings, seed=seed, tell=say, zoo=zoo
     )
     run_task(lambda: _print_report(measure, as_json=as_json))
 

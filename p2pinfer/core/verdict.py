@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from p2pinfer.core.attention import Kernel
@@ -93,7 +93,7 @@ class Verdict:
     """Of these, how many showed K and V, so that attention was computed again."""
     worst: Mapping[str, float]
     """How far each step was apart at most."""
-    used: Mapping[str, float]
+    used: Mapping[str, float] = field(factory=dict)
     """The largest share of its tolerance that each step took, where it has one."""
 
     @property

@@ -442,16 +442,16 @@ class StageSession:
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         self._received, self._length = step.number, step.position + step.count
         self._active_at = trio.current_time()
+        self._submitted.append(step.position)  # an engine may be done before it returns
+        for taking in self._takings:
+            taking.is_spoilt |= step.position < taking.rows
+        self.rows += step.count
         try:
             self._cells.submit(
                 step.position, step.rows, partial(self._done, step), regime=step.regime
             )
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-        self._submitted.append(step.position)
-        for taking in self._takings:
-            taking.is_spoilt |= step.position < taking.rows
-        self.rows += step.count
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
         """Send a result on, in the same call in which the engine delivers it."""

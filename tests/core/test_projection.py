@@ -1,5 +1,8 @@
 """Products are checked without their matrices: true ones pass, and false ones do not."""
 
+import time
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -94,3 +97,18 @@ def test_a_holder_of_the_matrix_judges_alike(stored_as: str) -> None:
     assert residual_of(stored_as, weights, None, given[:-32], found) == np.inf
     assert residual_of(stored_as, weights, None, given, np.full_like(found, np.nan)) == np.inf
     assert residual_of(stored_as, weights, None, given, np.zeros_like(found)) == np.inf
+
+
+def test_no_other_threads_work_on_it() -> None:
+    """Threads that wait for each other in a loop would take the cores that answers need."""
+    weights = np.ones((1536, 576), np.float32)
+    given, found = np.ones(576, np.float32), np.ones(1536, np.float32)
+    for work in (
+        partial(fold, SEED, "blk.3.ffn_up.weight", "Q8_0", weights, None),
+        partial(residual_of, "Q8_0", weights, None, given, found),
+    ):
+        begun_ns, mine_ns = time.process_time_ns(), time.thread_time_ns()
+        for _ in range(20):
+            work()
+        all_ns, mine_ns = time.process_time_ns() - begun_ns, time.thread_time_ns() - mine_ns
+        assert all_ns < 1.5 * mine_ns

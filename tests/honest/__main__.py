@@ -9,6 +9,7 @@ llama.cpp that Python finds: to try another build, put its folder first in PYTHO
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -54,9 +55,10 @@ FEW_FROM = 500
 REGIMES_OPENED = {Regime.NARROW: 0.5, Regime.WIDE: 0.3, Regime.BLOCK: 0.2}
 """Shares of opened rows: most rows of an answer are narrow, and those of blocks take longest."""
 
-SPLIT_FROM = 512 - 64
-"""Positions from which llama.cpp may split a row's float16 attention among threads: the probe rules
-those settings out, since rows then depend on how they are batched."""
+SPLIT_FROM = 256 - 64
+"""Positions from which llama.cpp may split a row's float16 attention among threads, as it does from
+512 cells on, in steps of 256: the probe rules those settings out, since rows then depend on how
+they are batched."""
 
 DEFAULT_EVERY = 12
 """Sessions from one of the default model to the next."""
@@ -249,7 +251,7 @@ def _opened(
 
 
 def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Open at least so many rows, and return the report.
+    """Open rows until there are enough, and return the report.
 
     Args:
         rows: of all models.
@@ -259,23 +261,29 @@ def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> 
     """
     begun = told = time.monotonic()
     models, found = Models(folder), Found()
-    while found.rows < rows:
-        chance = np.random.default_rng([seed, found.sessions])
-        drawn = draw(chance, found.sessions)
-        for position, regime, said in _opened(chance, drawn, models.find(drawn.model), found):
-            found.count(drawn, regime, position)
-            fault = said if isinstance(said, str) else said.fault and said.fault.text()
-            if isinstance(said, Verdict):
-                found.take(said)
-            if fault:
-                where = {"session": found.sessions, "position": position, "regime": regime.name}
-                found.alarms.append({**where, "said": fault, **asdict(drawn)})
-                tell(f"alarm: {found.alarms[-1]}")
-        found.sessions += 1
+    while found.rows < rows and not _told_to_end:
+        _measure_session(models, seed, found, tell)
         if (now := time.monotonic()) - told > PROGRESS_S:
             told = now
             tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
     return found.report(seed, time.monotonic() - begun)
+
+
+def _measure_session(models: Models, seed: int, found: Found, tell: Callable[[str], None]) -> None:
+    chance = np.random.default_rng([seed, found.sessions])
+    drawn = draw(chance, found.sessions)
+    for position, regime, said in _opened(chance, drawn, models.find(drawn.model), found):
+        found.count(drawn, regime, position)
+        fault = said if isinstance(said, str) else said.fault and said.fault.text()
+        if isinstance(said, Verdict):
+            found.take(said)
+        if fault:
+            where = {"session": found.sessions, "position": position, "regime": regime.name}
+            found.alarms.append({**where, "said": fault, **asdict(drawn)})
+            tell(f"alarm: {found.alarms[-1]}")
+        if _told_to_end:
+            break
+    found.sessions += 1
 
 
 def _of_experts() -> str:
@@ -288,6 +296,10 @@ def _of_experts() -> str:
     return "proven"
 
 
+_told_to_end: list[bool] = []
+"""Not an exception, which would get lost in what llama.cpp calls back."""
+
+
 def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
@@ -298,6 +310,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="to open, at least")
     parser.add_argument("--seed", type=int, help="a fresh one unless it is given")
     asked = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was found until then is reported
+        signal.signal(number, lambda *_: _told_to_end.append(True))
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory() as folder:
         report = measure(asked.rows, seed, Path(folder), _tell)

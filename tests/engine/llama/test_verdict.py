@@ -1,6 +1,5 @@
 """Openings of rows that llama.cpp computed hold, and those of altered ones do not."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -279,44 +278,3 @@ def test_other_layers_are_refused(models: Models, name: str, why: str) -> None:
     """Layers with experts, and of other architectures, have no key."""
     with pytest.raises(UnsupportedModel, match=why):
         models(name, "Q8_0")
-
-
-@pytest.mark.long
-def test_ten_thousand_honest_layers_raise_no_alarm(
-    models: Models, default_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Three architectures, five quantisations, two builds, all regimes, up to 2,000 positions."""
-    layers = rows = 0
-    worst: dict[str, float] = {}
-
-    def check(model: Known, count: int, settings: dict[str, bool], positions: int) -> None:
-        nonlocal layers, rows
-        with closing(sliced(model.path, **settings)) as part:
-            session = Session(part, count)
-            mixed(session, model, positions, seed=positions)
-            chance = np.random.default_rng(positions)
-            for position in sorted(chance.choice(positions, 24, replace=False), reverse=True):
-                found = judge(session.open(int(position)), model)
-                assert found.held, (model.path.name, settings, position, found.fault)
-                for step, apart in found.worst.items():
-                    worst[step] = max(apart, worst.get(step, 0.0))
-                layers, rows = layers + found.layers, rows + 1
-
-    for name in ("llama", "qwen2", "qwen3"):
-        for quantisation in QUANTISATIONS:
-            # Rearranged K-quants have other bits in another batch, so no stage uses them.
-            other = {"values_bf16" if "K" in quantisation else "repack": True}
-            for settings in ({"repack": False}, {"repack": False, **other}):
-                for positions in (300, 1100):
-                    check(models(name, quantisation), LAYERS, settings, positions)
-    real = known(default_model, 30)
-    for of_real in ({"repack": True}, {"repack": False}, {"values_bf16": True}):
-        check(real, 30, of_real, 2000)
-    assert layers > 10_000
-    bound = 1 - 0.05 ** (1 / layers)
-    steps = ", ".join(f"{step} {apart:.1e}" for step, apart in worst.items())
-    with capsys.disabled():
-        sys.stderr.write(
-            f"\n{rows} rows, {layers} layers, no alarm: at most {bound:.1e} of layers (95 %)\n"
-            f"furthest apart: {steps}\n"
-        )

@@ -27,9 +27,10 @@ from p2pinfer.core.messages import (
 )
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.wire import encode
-from p2pinfer.engine.base import EngineBusy
+from p2pinfer.engine.base import Decoded, Done, EngineBusy
 from peers.asking.session import Requester
 from peers.steps.messaging import SESSION, RefusedError, receive, send
+from tests.support import fake_engines
 from tests.support.fake_engines import WIDTH, FakeEnds
 from tests.support.swarm import (
     CHAINS,
@@ -300,3 +301,16 @@ async def test_a_lying_last_stage_is_blamed(
             with pytest.raises(RemoteProtocolError, match=text) as caught:
                 await answer(session, PROMPT[:1], 3)
             assert caught.value.peer == PEERS[0]
+
+
+async def test_an_engine_may_be_done_before_it_returns(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Nothing says that rows come out only later: a stage that copies them has them at once."""
+
+    def at_once(_: object, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
+        done(Decoded(rows, 1))
+
+    monkeypatch.setattr(fake_engines._FakeStageSession, "submit", at_once)
+    async with swarm(CHAINS[3]) as made, made.open() as session:
+        assert await answer(session, PROMPT[:100], 5)
