@@ -20,7 +20,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.learning import Digest, Statement
+from p2pinfer.core.learning import Digest, RoundStatement
 
 UNIT: Final = 2.0**-16
 """A number of 24 bits is exact in float32, so it is the same number in the child's file."""
@@ -53,7 +53,7 @@ class GroupSum:
     """How many were added."""
 
 
-def accepted(judgements: Sequence[Statement]) -> list[Digest]:
+def accepted(judgements: Sequence[RoundStatement]) -> list[Digest]:
     """Return the sums that more than half of the judges have judged, and that do no harm."""
     changes: dict[Digest, list[float]] = {}
     for said in judgements:

@@ -50,7 +50,7 @@ class Phase(StrEnum):
 
 
 @frozen
-class Row:
+class PhaseRow:
     """A phase of the table."""
 
     says: Kind
@@ -58,14 +58,14 @@ class Row:
     follows: Phase
 
 
-TABLE: Final[Mapping[Phase, Row]] = {
-    Phase.JOIN: Row(Kind.JOIN, Kind.ROSTER, Phase.REVEAL),
-    Phase.REVEAL: Row(Kind.REVEAL, Kind.DRAW, Phase.HELLO),
-    Phase.HELLO: Row(Kind.HELLO, Kind.MEET, Phase.KEYS),
-    Phase.KEYS: Row(Kind.KEYS, Kind.KEY_SET, Phase.TRAIN),
-    Phase.TRAIN: Row(Kind.UPDATE, Kind.SUM, Phase.ADD),
-    Phase.ADD: Row(Kind.ADDED, Kind.SHARERS, Phase.SHARE),
-    Phase.JUDGE: Row(Kind.JUDGEMENT, Kind.CHILD, Phase.ACCEPT),
+TABLE: Final[Mapping[Phase, PhaseRow]] = {
+    Phase.JOIN: PhaseRow(Kind.JOIN, Kind.ROSTER, Phase.REVEAL),
+    Phase.REVEAL: PhaseRow(Kind.REVEAL, Kind.DRAW, Phase.HELLO),
+    Phase.HELLO: PhaseRow(Kind.HELLO, Kind.MEET, Phase.KEYS),
+    Phase.KEYS: PhaseRow(Kind.KEYS, Kind.KEY_SET, Phase.TRAIN),
+    Phase.TRAIN: PhaseRow(Kind.UPDATE, Kind.SUM, Phase.ADD),
+    Phase.ADD: PhaseRow(Kind.ADDED, Kind.SHARERS, Phase.SHARE),
+    Phase.JUDGE: PhaseRow(Kind.JUDGEMENT, Kind.CHILD, Phase.ACCEPT),
 }
 OF_A_GROUP: Final = frozenset({Phase.HELLO, Phase.KEYS, Phase.TRAIN, Phase.ADD, Phase.SHARE})
 
@@ -98,7 +98,7 @@ Move = Say | Wait | Void
 
 
 @frozen
-class Outcome:
+class RoundOutcome:
     """What more than half of those drawn accept."""
 
     round: int

@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import Digest, Kind, LearningTask, Payload, Statement, digest_of
+from p2pinfer.core.learning import Digest, Kind, LearningTask, Payload, RoundStatement, digest_of
 from scheduler.round_table import (
     OF_A_GROUP,
     TABLE,
     Move,
-    Outcome,
     Phase,
-    Row,
+    PhaseRow,
+    RoundOutcome,
     Say,
     Void,
     Wait,
@@ -22,6 +22,10 @@ from scheduler.round_table import (
 
 TURN_SHARE: Final = 8
 """Turns at writing a list that fit into the time of a phase."""
+
+NEWCOMER_SHARE: Final = 0.25
+"""Of the time of a phase: for which a later round waits for members that were not in the one
+before, once all who were are there; they hear with those that it is over."""
 
 SHARER_SETS_MAX: Final = 3
 """As many as are safe, and more than are needed unless members go one after another."""
@@ -58,7 +62,7 @@ class Round:
         self.chosen: dict[Kind, Digest] = {}
         self.groups: list[list[PeerId]] = []
         self.group = 0
-        self._said: dict[Digest, Statement] = {}
+        self._said: dict[Digest, RoundStatement] = {}
         self._index: dict[tuple[Kind, Digest, int], dict[PeerId, Digest]] = {}
         self._complete_s: float | None = None
         self._silent: set[PeerId] = set()
@@ -67,7 +71,7 @@ class Round:
         self._passed = False
         self._drawn_s = now_s
 
-    def take(self, digest: Digest, said: Statement) -> None:
+    def take(self, digest: Digest, said: RoundStatement) -> None:
         """Hear a statement of this attempt; the first one counts where there are two."""
         if (said.round, said.attempt) != (self.number, self.attempt):
             return
@@ -94,11 +98,11 @@ class Round:
         """When what is said in the present phase is too late."""
         return self._since_s + self._limit_s(self.phase)
 
-    def said(self, digest: Digest) -> Statement:
+    def said(self, digest: Digest) -> RoundStatement:
         """Return a statement that was heard."""
         return self._said[digest]
 
-    def listed(self, kind: Kind) -> list[Statement]:
+    def listed(self, kind: Kind) -> list[RoundStatement]:
         """Return what the list of a kind that this member follows names, in its order."""
         return [self._said[each] for each in self._said[self.chosen[kind]].listed]
 
@@ -135,7 +139,7 @@ class Round:
                     found[number] = payload, len(summed.listed)
         return found
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> RoundOutcome | None:
         """Return what more than half of those drawn accept, if they do."""
         votes: dict[tuple[Digest, Payload, bytes], set[PeerId]] = {}
         for (kind, on, _), heard in self._index.items():
@@ -146,7 +150,7 @@ class Round:
         for (on, payload, child), authors in votes.items():
             drawn = self._drawn_under(on)
             if drawn and 2 * len(authors & set(drawn)) > len(drawn):
-                return Outcome(self.number, payload, ModelId(child.hex()), on, tuple(drawn))
+                return RoundOutcome(self.number, payload, ModelId(child.hex()), on, tuple(drawn))
         return None
 
     def _drawn_under(self, child: Digest) -> list[PeerId]:
@@ -194,7 +198,7 @@ class Round:
             heard = {author: each for author, each in heard.items() if author not in self._silent}
         return self._list(row, heard, now_s)
 
-    def _list(self, row: Row, heard: Mapping[PeerId, Digest], now_s: float) -> Move | None:
+    def _list(self, row: PhaseRow, heard: Mapping[PeerId, Digest], now_s: float) -> Move | None:
         """List what was heard if it is this member's turn."""
         listable = self._listable(row, heard)
         least = self._least(row.lists)
@@ -202,7 +206,8 @@ class Round:
         if row.says is Kind.JOIN and self._expected:
             is_complete = len(listable) >= least and self._expected <= heard.keys()
         if self._complete_s is None and is_complete:
-            self._complete_s = now_s
+            is_next = row.says is Kind.JOIN and self._expected
+            self._complete_s = now_s + (NEWCOMER_SHARE * self.task.talk_ms / 1e3 if is_next else 0)
         late_s = self.late_s
         start_s = late_s if self._complete_s is None else min(self._complete_s, late_s)
         if now_s < start_s:
@@ -219,7 +224,7 @@ class Round:
             return self._fail(f"no list of {row.says} was followed", now_s)
         return Wait(over_s if self.me in already else min(turn_s, over_s))
 
-    def _listable(self, row: Row, heard: Mapping[PeerId, Digest]) -> tuple[Digest, ...]:
+    def _listable(self, row: PhaseRow, heard: Mapping[PeerId, Digest]) -> tuple[Digest, ...]:
         """Return what a list may name, in an order that does not tell who came first."""
         found = sorted(heard.values())
         if row.lists is Kind.ROSTER:
@@ -234,7 +239,7 @@ class Round:
         agreeing = [each for each in found if self._said[each].data == data]
         return tuple(agreeing[: self._threshold()])
 
-    def _enough(self, row: Row) -> int:
+    def _enough(self, row: PhaseRow) -> int:
         """Return with how many nobody waits for more."""
         if row.says is Kind.JOIN:
             return self.task.members
@@ -259,7 +264,7 @@ class Round:
             return None
         return Void(why)
 
-    def _follow(self, row: Row, chosen: Digest, now_s: float) -> None:
+    def _follow(self, row: PhaseRow, chosen: Digest, now_s: float) -> None:
         self.chosen[row.lists] = chosen
         if row.lists is Kind.DRAW:
             self._draw(now_s)
@@ -362,7 +367,7 @@ class Round:
             if author in speakers and self._is_true(self._said[digest])
         }
 
-    def _is_true(self, said: Statement) -> bool:
+    def _is_true(self, said: RoundStatement) -> bool:
         """Whether a nonce is the one that its author was bound to."""
         if said.kind is not Kind.REVEAL:
             return True

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import LearningTask, Said, digest_of
+from p2pinfer.core.learning import LearningTask, SignedBody, digest_of
 from p2pinfer.engine.training.descent import Course, Example, LearningState, learn, mean_loss
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, Top, TopShape
-from peers.learning.board import Board, Tasks, id_of, signed_task
+from peers.learning.board import Board, KnownTasks, id_of, signed_task
 from peers.learning.courier import Courier
 from peers.learning.group_sums import encrypted_sums
 from peers.learning.member import Member
@@ -245,7 +245,7 @@ class _World:
         self.network = MemoryNetwork(lambda _, __: LATENCY_S)
         self.draft = scenario.task()
         self.signer = CheapSigner(_name(0))
-        self.said: Said = signed_task(self.signer, self.draft)
+        self.said: SignedBody = signed_task(self.signer, self.draft)
         top = _top(scenario.seed)
         self.layers = Network(top, RANK, scenario.seed)
         self.lessons = [
@@ -285,7 +285,7 @@ class _World:
         reports: list[RoundReport] = []
         with trio.CancelScope() as scope:
             async with self.network.join(name) as transport:
-                tasks = Tasks(is_cheaply_signed)
+                tasks = KnownTasks(is_cheaply_signed)
                 tasks.hear(self.said)
                 board = Board(CheapSigner(name), self.draft, id_of(self.said), is_cheaply_signed)
                 courier = Courier(transport, tasks, self._others, chance)

@@ -1,14 +1,14 @@
 """Messages of members that teach a model together, without a server.
 
-    gossip     Heard of tasks and rounds, to all that take part in any: ``Said``
+    gossip     Heard of tasks and rounds, to all that take part in any: ``SignedBody``
     learning   any member → any other, several times on one channel
                    AskSaid     →  SaidAre: what the sender lacks of a task
                    AskPayload  →  PayloadIs, or Denied: some of what a statement names by its hash
 
 A *task* is what is to be learned, signed by its proposer. In each of its *rounds* members
-say something in turn, a ``Statement`` each: signed, small, and built on the hash of what was said
-before, so that all who follow the same hashes compute the same child. What is large is a payload,
-named by its hash. `scheduler.round_table` says who says what when.
+say something in turn, a ``RoundStatement`` each: signed, small, and built on the hash of what was
+said before, so that all who follow the same hashes compute the same child. What is large is a
+payload, named by its hash. `scheduler.round_table` says who says what when.
 """
 
 from collections.abc import Callable
@@ -193,7 +193,7 @@ class LearningTask:
 
 
 @frozen
-class Statement:
+class RoundStatement:
     """What one member says in a round."""
 
     author: PeerId = field(validator=PEER)
@@ -238,7 +238,7 @@ class Statement:
 
 
 @frozen
-class Said:
+class SignedBody:
     """A task or a statement, and the signature of its proposer or author."""
 
     body: bytes = field(validator=blob(BODY_BYTES_MAX), repr=shown_size)
@@ -262,7 +262,7 @@ class AskSaid:
 class SaidAre:
     """Some of what the sender knows of a task: the task itself, and the latest rounds."""
 
-    said: tuple[Said, ...] = field(validator=many(Said, SAID_MAX))
+    said: tuple[SignedBody, ...] = field(validator=many(SignedBody, SAID_MAX))
 
 
 @frozen
@@ -295,6 +295,6 @@ def to_sign(body: bytes) -> bytes:
     return SIGNED_AS + body
 
 
-def is_signed(said: Said, by: PeerId, verify: Callable[[PeerId, bytes, bytes], bool]) -> bool:
+def is_signed(said: SignedBody, by: PeerId, verify: Callable[[PeerId, bytes, bytes], bool]) -> bool:
     """Whether it was signed by a peer."""
     return verify(by, to_sign(said.body), said.signature)

@@ -71,9 +71,9 @@ from p2pinfer.core.learning import (
     AskTasks,
     LearningTask,
     PayloadIs,
-    Said,
+    RoundStatement,
     SaidAre,
-    Statement,
+    SignedBody,
 )
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import (
@@ -450,8 +450,8 @@ Message = (
     | CellRows
     | StepsAre
     | LearningTask
-    | Statement
-    | Said
+    | RoundStatement
+    | SignedBody
     | AskTasks
     | AskSaid
     | SaidAre

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import LearningTask, Said, Statement, TaskId, is_signed
+from p2pinfer.core.learning import LearningTask, RoundStatement, SignedBody, TaskId, is_signed
 from p2pinfer.core.manifest import NAME_CHARS_MAX, Manifest
 from p2pinfer.core.privacy import DELTA_DEFAULT, Noise, epsilon
 from p2pinfer.core.wire import BadMessage, decode
@@ -46,7 +46,7 @@ from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
 from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
-from peers.learning.board import Board, Tasks, id_of, signed_task
+from peers.learning.board import Board, KnownTasks, id_of, signed_task
 from peers.learning.courier import Courier, find_tasks
 from peers.learning.group_sums import encrypted_sums
 from peers.learning.member import Member
@@ -89,7 +89,7 @@ class Meeting:
     """A swarm, as a member of a task is in it."""
 
     swarm: SwarmConnection
-    tasks: Tasks
+    tasks: KnownTasks
     courier: Courier
 
     @property
@@ -165,7 +165,7 @@ async def open_meeting(
         def others() -> Iterable[Advertisement]:
             return directory.holding(options.base)
 
-        tasks = Tasks(verify)
+        tasks = KnownTasks(verify)
         courier = Courier(transport, tasks, others, swarm.chance)
         await stack.enter_async_context(courier.open())
         if not swarm.bootstrap or await directory.enter(swarm.bootstrap):
@@ -411,7 +411,7 @@ def lineage(model: ModelId) -> list[Ancestor]:
 def _ancestor(child: ModelId) -> Ancestor | None:
     try:
         said = json.loads((_lineage_dir() / f"{child}.json").read_text())
-        signed = [Said(bytes.fromhex(body), bytes.fromhex(by)) for body, by in said["signed"]]
+        signed = [SignedBody(bytes.fromhex(body), bytes.fromhex(by)) for body, by in said["signed"]]
         return Ancestor(
             child,
             said["parent"],
@@ -426,10 +426,10 @@ def _ancestor(child: ModelId) -> Ancestor | None:
         return None
 
 
-def _accepts(said: Said, child: ModelId) -> bool:
+def _accepts(said: SignedBody, child: ModelId) -> bool:
     """Whether a member has signed for a child."""
     try:
-        statement = decode(said.body, Statement)
+        statement = decode(said.body, RoundStatement)
     except BadMessage:
         return False
     return statement.data.hex() == child and is_signed(said, statement.author, verify)

@@ -18,8 +18,8 @@ from p2pinfer.core.learning import (
     Digest,
     Kind,
     LearningTask,
-    Said,
-    Statement,
+    RoundStatement,
+    SignedBody,
     TaskId,
     digest_of,
     is_signed,
@@ -48,7 +48,7 @@ HELD_BYTES_MAX: Final = 8 * PAYLOAD_BYTES_MAX
 """Of payloads in memory; beyond that no more are fetched until a round is over."""
 
 
-class Heard(Enum):
+class Reception(Enum):
     """What to think of something that came in."""
 
     NEW = "new"
@@ -76,11 +76,11 @@ class Board:
         self._verify = verify
         self.round = 0
         """The last one that is known to be over."""
-        self._said: dict[Digest, tuple[Statement, Said]] = {}
+        self._said: dict[Digest, tuple[RoundStatement, SignedBody]] = {}
         self._slots: dict[tuple[object, ...], Digest] = {}
         self._joins: Counter[tuple[int, int]] = Counter()
         self.payloads: dict[Digest, bytes] = {}
-        self.convicted: dict[PeerId, tuple[Said, Said]] = {}
+        self.convicted: dict[PeerId, tuple[SignedBody, SignedBody]] = {}
         """Authors of two statements in one place, and these."""
         self.addresses: dict[PeerId, tuple[str, ...]] = {}
         """Where those who joined are."""
@@ -95,10 +95,10 @@ class Board:
         self._news.set()
         self._news = trio.Event()
 
-    def say(self, statement: Statement) -> tuple[Digest, Said]:
+    def say(self, statement: RoundStatement) -> tuple[Digest, SignedBody]:
         """Sign a statement of this member's, and keep it."""
         body = encode(statement)
-        said = Said(body, self.identity.sign(to_sign(body)))
+        said = SignedBody(body, self.identity.sign(to_sign(body)))
         self._keep(said.digest, statement, said)
         return said.digest, said
 
@@ -114,7 +114,7 @@ class Board:
         """Bytes of all payloads."""
         return sum(map(len, self.payloads.values()))
 
-    def hear(self, said: Said, *, asked: bool = False) -> Heard:
+    def hear(self, said: SignedBody, *, asked: bool = False) -> Reception:
         """Judge a statement that came in, and keep it if it is of use.
 
         Args:
@@ -123,24 +123,24 @@ class Board:
         """
         digest = said.digest
         if digest in self._said:
-            return Heard.KNOWN
+            return Reception.KNOWN
         try:
-            statement = decode(said.body, Statement)
+            statement = decode(said.body, RoundStatement)
         except BadMessage:
-            return Heard.BAD
+            return Reception.BAD
         if statement.task != self.task_id or encode(statement) != said.body:
-            return Heard.BAD
+            return Reception.BAD
         if not self._is_timely(statement, asked=asked):
-            return Heard.USELESS
+            return Reception.USELESS
         if not is_signed(said, statement.author, self._verify):
-            return Heard.BAD
+            return Reception.BAD
         other = self._slots.get(statement.slot)
         if other is not None:
             return self._convict(statement.author, self._said[other][1], said)
         self._keep(digest, statement, said)
-        return Heard.NEW
+        return Reception.NEW
 
-    def statements(self, number: int, attempt: int) -> Iterator[tuple[Digest, Statement]]:
+    def statements(self, number: int, attempt: int) -> Iterator[tuple[Digest, RoundStatement]]:
         """Yield what was said in an attempt, by all who are not convicted."""
         for digest, (statement, _) in self._said.items():
             is_of_it = (statement.round, statement.attempt) == (number, attempt)
@@ -161,7 +161,7 @@ class Board:
             if statement.round == number and statement.kind is Kind.ACCEPT
         }
 
-    def signatures(self, number: int, child: Digest) -> tuple[Said, ...]:
+    def signatures(self, number: int, child: Digest) -> tuple[SignedBody, ...]:
         """Return a round's list of judgements, and all who accepted what follows from it."""
         return tuple(
             said
@@ -173,7 +173,7 @@ class Board:
         """Return the rounds of which something is known, the latest first."""
         return sorted({statement.round for statement, _ in self._said.values()}, reverse=True)
 
-    def lacking(self, known: Iterable[Digest], most: int) -> list[Said]:
+    def lacking(self, known: Iterable[Digest], most: int) -> list[SignedBody]:
         """Return some of what another member lacks, in the order in which it makes sense."""
         theirs = set(known)
         mine = [
@@ -213,7 +213,7 @@ class Board:
         self.payloads = {each: data for each, data in self.payloads.items() if each in needed}
         self.wake()
 
-    def _is_timely(self, statement: Statement, *, asked: bool) -> bool:
+    def _is_timely(self, statement: RoundStatement, *, asked: bool) -> bool:
         if len(self._said) >= STATEMENTS_MAX or statement.author in self.convicted:
             return False
         if statement.round < self.round + 2 - ROUNDS_KEPT:
@@ -225,12 +225,12 @@ class Board:
             return self._joins[place] < JOINS_MAX
         return (statement.author, *place, Kind.JOIN, b"") in self._slots
 
-    def _convict(self, author: PeerId, first: Said, second: Said) -> Heard:
+    def _convict(self, author: PeerId, first: SignedBody, second: SignedBody) -> Reception:
         self.convicted[author] = first, second
         self.wake()
-        return Heard.NEW
+        return Reception.NEW
 
-    def _keep(self, digest: Digest, statement: Statement, said: Said) -> None:
+    def _keep(self, digest: Digest, statement: RoundStatement, said: SignedBody) -> None:
         self._said[digest] = statement, said
         self._slots[statement.slot] = digest
         if statement.kind is Kind.JOIN:
@@ -240,13 +240,13 @@ class Board:
         self.wake()
 
 
-def signed_task(identity: Signer, task: LearningTask) -> Said:
+def signed_task(identity: Signer, task: LearningTask) -> SignedBody:
     """Sign a task as its proposer."""
     body = encode(task)
-    return Said(body, identity.sign(to_sign(body)))
+    return SignedBody(body, identity.sign(to_sign(body)))
 
 
-def read_task(said: Said, verify: Verify) -> LearningTask | None:
+def read_task(said: SignedBody, verify: Verify) -> LearningTask | None:
     """Return a task that came in, if its proposer has signed it."""
     try:
         task = decode(said.body, LearningTask)
@@ -256,27 +256,29 @@ def read_task(said: Said, verify: Verify) -> LearningTask | None:
     return task if is_good else None
 
 
-def id_of(said: Said) -> TaskId:
+def id_of(said: SignedBody) -> TaskId:
     """Return a task's id."""
     return TaskId(said.digest.hex())
 
 
-class Tasks:
+class KnownTasks:
     """Tasks that are known, of which this peer follows one at most."""
 
-    def __init__(self, verify: Verify, on_new: Callable[[Said], None] = lambda _: None) -> None:
+    def __init__(
+        self, verify: Verify, on_new: Callable[[SignedBody], None] = lambda _: None
+    ) -> None:
         self._verify, self._on_new = verify, on_new
-        self.known: dict[TaskId, tuple[LearningTask, Said]] = {}
+        self.known: dict[TaskId, tuple[LearningTask, SignedBody]] = {}
 
-    def hear(self, said: Said) -> Heard:
+    def hear(self, said: SignedBody) -> Reception:
         """Judge a task that came in, and keep it."""
         if (name := id_of(said)) in self.known:
-            return Heard.KNOWN
+            return Reception.KNOWN
         task = read_task(said, self._verify)
         if task is None:
-            return Heard.BAD
+            return Reception.BAD
         self.known[name] = task, said
         if len(self.known) > TASKS_MAX:
             del self.known[next(iter(self.known))]
         self._on_new(said)
-        return Heard.NEW
+        return Reception.NEW

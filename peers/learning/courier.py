@@ -26,14 +26,14 @@ from p2pinfer.core.learning import (
     Digest,
     Payload,
     PayloadIs,
-    Said,
+    RoundStatement,
     SaidAre,
-    Statement,
+    SignedBody,
     TaskId,
     digest_of,
 )
 from p2pinfer.core.wire import BadMessage, decode, encode
-from peers.learning.board import HELD_BYTES_MAX, Board, Heard, Tasks
+from peers.learning.board import HELD_BYTES_MAX, Board, KnownTasks, Reception
 from peers.steps.messaging import receive, send
 from peers.steps.rate_limit import RateLimits
 from transports.base import Accept, Channel, GossipVerdict, Topic, Transport
@@ -73,10 +73,10 @@ NEWS_MAX, NEWS_PER_S = 1000, 100
 """Gossip taken from one neighbour, at once and in the long run: 1 % of a core for signatures."""
 
 _VERDICTS: Final = {
-    Heard.NEW: GossipVerdict.PASS,
-    Heard.KNOWN: GossipVerdict.DROP,
-    Heard.USELESS: GossipVerdict.DROP,
-    Heard.BAD: GossipVerdict.BLAME,
+    Reception.NEW: GossipVerdict.PASS,
+    Reception.KNOWN: GossipVerdict.DROP,
+    Reception.USELESS: GossipVerdict.DROP,
+    Reception.BAD: GossipVerdict.BLAME,
 }
 
 
@@ -100,18 +100,18 @@ _QUESTIONS: Final = (AskTasks, AskSaid, AskPayload)
 Others = Callable[[], Iterable[Where]]
 """Returns peers that may take part."""
 
-Wants = Callable[[Statement], Sequence[Payload]]
+Wants = Callable[[RoundStatement], Sequence[Payload]]
 """Returns the payloads of a statement that this member needs."""
 
 
-def judging(hear: Callable[[Said], Heard], news: RateLimits) -> Accept:
+def judging(hear: Callable[[SignedBody], Reception], news: RateLimits) -> Accept:
     """Return the judge of gossip about tasks or one of them."""
 
     def accept(neighbour: PeerId, message: bytes) -> GossipVerdict:
         if not news.spend(neighbour, trio.current_time()):
             return GossipVerdict.DROP
         try:
-            said = decode(message, Said)
+            said = decode(message, SignedBody)
         except BadMessage:
             return GossipVerdict.BLAME
         return _VERDICTS[hear(said)]
@@ -129,7 +129,9 @@ class Courier:
         chance: picks the members to ask.
     """
 
-    def __init__(self, transport: Transport, tasks: Tasks, others: Others, chance: Random) -> None:
+    def __init__(
+        self, transport: Transport, tasks: KnownTasks, others: Others, chance: Random
+    ) -> None:
         self._transport, self._tasks, self._others = transport, tasks, others
         self._chance = chance
         self._board: Board | None = None
@@ -169,12 +171,12 @@ class Courier:
             finally:
                 nursery.cancel_scope.cancel()
 
-    def tell_task(self, said: Said) -> None:
+    def tell_task(self, said: SignedBody) -> None:
         """Gossip a task."""
         if self._task_topic:
             self._task_topic.publish(encode(said))
 
-    def tell(self, said: Said) -> None:
+    def tell(self, said: SignedBody) -> None:
         """Gossip a statement."""
         if self._topic:
             self._topic.publish(encode(said))
@@ -222,14 +224,14 @@ class Courier:
                 finally:
                     await channel.close()
                 for said in answer.said:
-                    if self._take(said) is Heard.BAD:
+                    if self._take(said) is Reception.BAD:
                         raise RemoteProtocolError(peer, f"{peer} told what nobody signed")
         except PeerError as error:
             _log.info("not asked what is new: %s", error)
 
-    def _take(self, said: Said) -> Heard:
-        heard = self._board.hear(said, asked=True) if self._board else Heard.BAD
-        return self._tasks.hear(said) if heard is Heard.BAD else heard
+    def _take(self, said: SignedBody) -> Reception:
+        heard = self._board.hear(said, asked=True) if self._board else Reception.BAD
+        return self._tasks.hear(said) if heard is Reception.BAD else heard
 
     async def _open(self, peer: PeerId, addresses: Sequence[str]) -> Channel:
         try:
@@ -341,7 +343,7 @@ class Courier:
         return PayloadIs(data[question.start : question.start + PIECE_BYTES_MAX])
 
 
-def find_tasks(tasks: Tasks, name: str) -> list[tuple[TaskId, Said]]:
+def find_tasks(tasks: KnownTasks, name: str) -> list[tuple[TaskId, SignedBody]]:
     """Return the tasks of a name, or whose id begins so."""
     return [
         (each, said)

@@ -20,7 +20,7 @@ from p2pinfer.core.learning import (
     Digest,
     Kind,
     Payload,
-    Statement,
+    RoundStatement,
     digest_of,
 )
 from p2pinfer.core.sums import SumRefused
@@ -38,7 +38,7 @@ from scheduler.judging import (
     moved,
     shortened,
 )
-from scheduler.round_table import Outcome, Phase, Say, Void, Wait, threshold
+from scheduler.round_table import Phase, RoundOutcome, Say, Void, Wait, threshold
 from scheduler.rounds import Round
 from transports.base import Transport
 
@@ -65,7 +65,6 @@ class _Attempt:
         self.met = self.closed = False
         self.losses: tuple[int, ...] = ()
         self.accepted: tuple[Payload, bytes, Digest] | None = None
-        self.taken = 0
 
 
 class Member:
@@ -115,7 +114,7 @@ class Member:
             await self._linger(head)
         return head
 
-    def wants(self, said: Statement) -> list[Payload]:
+    def wants(self, said: RoundStatement) -> list[Payload]:
         """Return the payloads of a statement that this member needs to come on."""
         round_ = self._round
         if round_ is None or (said.round, said.attempt) != (round_.number, round_.attempt):
@@ -157,11 +156,11 @@ class Member:
         self._mine = _Attempt(self._draw(32))
         phase = None
         while True:
+            if await self._feed(round_):
+                continue
             outcome = round_.outcome() or self._outcome_elsewhere(round_)
             if outcome:
                 return await self._adopt(head, outcome)
-            if await self._feed(round_):
-                continue
             later = max(board.attempts(number), default=0) > attempt
             if later and round_.phase in (Phase.WATCH, Phase.JOIN):
                 return "others have begun again"
@@ -204,7 +203,7 @@ class Member:
             round_.take(digest, said)
         return waited
 
-    async def _take_keys(self, round_: Round, said: Statement) -> bool:
+    async def _take_keys(self, round_: Round, said: RoundStatement) -> bool:
         """Take another's keys; return whether they are good."""
         sums, sealed = self._mine.sums, self._sealed_for_me(said)
         if sums is None or sealed is None or said.payload is None:
@@ -218,7 +217,7 @@ class Member:
             return False
         return True
 
-    def _sealed_for_me(self, said: Statement) -> Payload | None:
+    def _sealed_for_me(self, said: RoundStatement) -> Payload | None:
         """Return what a member has sealed to this one."""
         round_ = self._round
         if round_ is None or said.on != round_.chosen.get(Kind.MEET):
@@ -228,7 +227,7 @@ class Member:
             return None
         return Payload(said.listed[others.index(self._me)], self._scheme.sealed_bytes)
 
-    def _has_size(self, said: Statement) -> bool:
+    def _has_size(self, said: RoundStatement) -> bool:
         """Whether what a member gives is as long as it must be."""
         if said.kind is Kind.HELLO:
             return len(said.data) == self._scheme.hello_bytes
@@ -245,7 +244,7 @@ class Member:
     # --- what is said
 
     async def _say(self, round_: Round, move: Say) -> None:
-        draft = Statement(
+        draft = RoundStatement(
             self._me,
             self._board.task_id,
             round_.number,
@@ -390,7 +389,6 @@ class Member:
         payload = self._hold(Head(round_.number, numbers).payload)
         data = bytes.fromhex(child)
         self._mine.accepted = payload, data, round_.chosen[Kind.CHILD]
-        self._mine.taken = len(take)
         return {"payload": payload, "data": data}
 
     def _group_sums(self, round_: Round) -> dict[Digest, GroupSum]:
@@ -407,7 +405,7 @@ class Member:
 
     # --- how it ends
 
-    def _outcome_elsewhere(self, round_: Round) -> Outcome | None:
+    def _outcome_elsewhere(self, round_: Round) -> RoundOutcome | None:
         """Return what came of another attempt, or of a later round, where this member was not."""
         board = self._board
         for number in board.rounds():
@@ -424,7 +422,7 @@ class Member:
                     return outcome
         return None
 
-    async def _adopt(self, head: Head, outcome: Outcome) -> Head:
+    async def _adopt(self, head: Head, outcome: RoundOutcome) -> Head:
         """Take over what more than half of the members accept, once it is seen to follow."""
         own, board = self._mine.accepted, self._board
         if own and own[2] == outcome.on and own[0] != outcome.numbers:
@@ -457,16 +455,24 @@ class Member:
         board.finish(outcome.round, [outcome.numbers.digest])
         return new
 
-    def _report(self, head: Head, outcome: Outcome) -> RoundReport:
-        took_part = self._mine.accepted is not None
+    def _report(self, head: Head, outcome: RoundOutcome) -> RoundReport:
         round_, mine = self._round, self._mine
         assert round_
-        present = {
-            said.author
+        said = [
+            each
             for attempt in self._board.attempts(outcome.round)
-            for _, said in self._board.statements(outcome.round, attempt)
-            if said.kind in (Kind.JUDGEMENT, Kind.ACCEPT)
+            for _, each in self._board.statements(outcome.round, attempt)
+        ]
+        # Not judgements alone: the slowest are still at theirs, and are waited for next time, too.
+        present = {
+            each.author for each in said if each.kind in (Kind.UPDATE, Kind.JUDGEMENT, Kind.ACCEPT)
         }
+        # The others may be done before this member has judged what it helped to learn.
+        took_part = any(
+            each.author == self._me and each.kind in (Kind.UPDATE, Kind.JUDGEMENT) for each in said
+        )
+        is_known = round_.chosen.get(Kind.CHILD) == outcome.on
+        taken = len(accepted(round_.listed(Kind.CHILD))) if is_known else 0
         losses = [each * LOSS_UNIT for each in mine.losses]
         return RoundReport(
             outcome.round,
@@ -475,9 +481,9 @@ class Member:
             tuple(each for each in outcome.members if each in present),
             took_part,
             len(round_.results()) if took_part else 0,
-            mine.taken,
+            taken,
             losses[0] if losses else None,
-            losses[1] if len(losses) == 1 + 1 and mine.taken else None,
+            losses[1] if len(losses) == 1 + 1 and taken else None,
             self._board.signatures(outcome.round, outcome.on),
         )
 

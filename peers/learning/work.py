@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import Digest, Said, digest_of
+from p2pinfer.core.learning import Digest, SignedBody, digest_of
 from scheduler.judging import Numbers
 from scheduler.round_table import Phase
 
@@ -77,7 +77,7 @@ class RoundReport:
     """Of this member's held-out lessons."""
     loss_after: float | None = None
     """The same with the new numbers, where one sum alone makes them."""
-    signed: tuple[Said, ...] = field(default=(), repr=False)
+    signed: tuple[SignedBody, ...] = field(default=(), repr=False)
     """The list of judgements, and who accepted what follows."""
 
 

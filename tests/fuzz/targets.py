@@ -27,9 +27,10 @@ from p2pinfer.core.wire import BadMessage, decode, encode
 from peers.discovery.view import SwarmView, Taken
 from tests.core.test_certificate import CERTIFICATE, FILE, STAGES
 from tests.core.test_manifest import values as manifest_values
-from tests.core.test_wire import GOOD, KINDS
+from tests.core.test_wire import KINDS
 from tests.fuzz import openings, signed
 from tests.fuzz.damage import damage, packed, spoil
+from tests.support.good_messages import GOOD
 from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
 from transports.libp2p import circuit_messages, punching_rules

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.learning import Digest, Kind, Statement, TaskId, digest_of
+from p2pinfer.core.learning import Digest, Kind, RoundStatement, TaskId, digest_of
 from scheduler.judging import (
     UPDATE_MAX,
     GroupSum,
@@ -21,10 +21,10 @@ from scheduler.judging import (
 GOOD, BAD = Digest(b"g" * 32), Digest(b"b" * 32)
 
 
-def judgement(member: int, before: int, **after: int) -> Statement:
+def judgement(member: int, before: int, **after: int) -> RoundStatement:
     """Make what a member says of two sums."""
     listed = tuple({"good": GOOD, "bad": BAD}[name] for name in after)
-    return Statement(
+    return RoundStatement(
         PeerId(f"{member:052}"),
         TaskId("a" * 64),
         1,

@@ -9,9 +9,9 @@ import pytest
 from attrs import evolve, frozen
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.learning import Kind, Payload, Statement, TaskId, digest_of
+from p2pinfer.core.learning import Kind, Payload, RoundStatement, TaskId, digest_of
 from p2pinfer.core.wire import encode
-from scheduler.round_table import Outcome, Say, Void, groups_of, threshold
+from scheduler.round_table import RoundOutcome, Say, Void, groups_of, threshold
 from scheduler.rounds import Round
 from tests.support.learners import task
 
@@ -49,13 +49,13 @@ class World:
         self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0) for each in peers}
         victims = self.chance.sample(peers, trouble.deaths)
         self.dies_s = {each: self.chance.uniform(0, 100) for each in victims}
-        self.ended: dict[PeerId, Outcome | Void] = {}
+        self.ended: dict[PeerId, RoundOutcome | Void] = {}
         self._order = count()
-        self._events: list[tuple[float, int, PeerId, Statement | None]] = []
+        self._events: list[tuple[float, int, PeerId, RoundStatement | None]] = []
         for each in peers:
             self._push(0.0, each, None)
 
-    def _push(self, at_s: float, peer: PeerId, said: Statement | None) -> None:
+    def _push(self, at_s: float, peer: PeerId, said: RoundStatement | None) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), peer, said))
 
     def run(self) -> None:
@@ -88,11 +88,11 @@ class World:
                     later_s = self.chance.expovariate(1 / self.trouble.delay_s)
                     self._push(now_s + later_s, other, said)
 
-    def _said(self, round_: Round, move: Say) -> Statement:
+    def _said(self, round_: Round, move: Say) -> RoundStatement:
         me, nonce = round_.me, digest_of(round_.me.encode())
         if move.listed:
-            return Statement(me, TASK_ID, 1, 0, move.kind, move.on, move.group, move.listed)
-        draft = Statement(me, TASK_ID, 1, 0, Kind.REVEAL, move.on, move.group, data=bytes(32))
+            return RoundStatement(me, TASK_ID, 1, 0, move.kind, move.on, move.group, move.listed)
+        draft = RoundStatement(me, TASK_ID, 1, 0, Kind.REVEAL, move.on, move.group, data=bytes(32))
         more: dict[str, Any]
         match move.kind:
             case Kind.JOIN:
@@ -132,7 +132,7 @@ def test_nobody_accepts_another_child(seed: int) -> None:
     trouble = evolve(trouble, members=max(trouble.members, trouble.group))
     world = World(evolve(trouble, deaths=min(trouble.deaths, trouble.members - 1)))
     world.run()
-    children = {each for each in world.ended.values() if isinstance(each, Outcome)}
+    children = {each for each in world.ended.values() if isinstance(each, RoundOutcome)}
     assert len({(each.numbers, each.child, each.on) for each in children}) <= 1
     dead = {peer for peer, at_s in world.dies_s.items() if at_s < LONG_S}
     assert {*world.ended} >= {*world.rounds} - dead  # nobody waits for ever
@@ -143,7 +143,7 @@ def test_without_trouble_all_accept(seed: int) -> None:
     """At once: no deadline is waited for."""
     world = World(Trouble(members=6, group=2, delay_s=0.01, lost=0.0, deaths=0, seed=seed))
     world.run()
-    assert all(isinstance(each, Outcome) for each in world.ended.values())
+    assert all(isinstance(each, RoundOutcome) for each in world.ended.values())
     assert len(world.ended) == 6
 
 

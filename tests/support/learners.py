@@ -13,8 +13,8 @@ from attrs import evolve
 from numpy.typing import NDArray
 
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import LearningTask, Said, digest_of
-from peers.learning.board import Board, Tasks, id_of, signed_task
+from p2pinfer.core.learning import LearningTask, SignedBody, digest_of
+from peers.learning.board import Board, KnownTasks, id_of, signed_task
 from peers.learning.courier import Courier
 from peers.learning.group_sums import SumScheme, encrypted_sums
 from peers.learning.member import Member
@@ -118,7 +118,7 @@ class Learners:
 
     network: MemoryNetwork
     nursery: trio.Nursery
-    said: Said
+    said: SignedBody
     task: LearningTask
     scheme: SumScheme
     members: dict[PeerId, Learner] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Learners:
         with trio.CancelScope() as scope:
             async with self.network.join(identity.peer_id) as inner:
                 transport = wrap(inner)
-                tasks = Tasks(is_cheaply_signed)
+                tasks = KnownTasks(is_cheaply_signed)
                 tasks.hear(self.said)
                 board = Board(identity, self.task, id_of(self.said), is_cheaply_signed)
                 courier = Courier(transport, tasks, self._others, chance)

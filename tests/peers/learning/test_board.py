@@ -17,13 +17,13 @@ from p2pinfer.core.learning import (
     Kind,
     LearningTask,
     Payload,
-    Said,
-    Statement,
+    RoundStatement,
+    SignedBody,
     digest_of,
     to_sign,
 )
 from p2pinfer.core.wire import BadMessage, decode, encode
-from peers.learning.board import Board, Heard, Tasks, id_of, read_task, signed_task
+from peers.learning.board import Board, KnownTasks, Reception, id_of, read_task, signed_task
 from peers.learning.courier import LEARNING
 from tests.support.learners import KEYS, TASK, learners, task
 from transports.identity import Identity, verify
@@ -40,60 +40,60 @@ def board() -> Board:
     return Board(IDENTITIES[0], found, id_of(SAID), verify)
 
 
-def said_by(number: int, kind: Kind = Kind.JOIN, **changes: Any) -> Said:
+def said_by(number: int, kind: Kind = Kind.JOIN, **changes: Any) -> SignedBody:
     """Make what a member says."""
     identity = IDENTITIES[number]
-    statement = Statement(
+    statement = RoundStatement(
         identity.peer_id, id_of(SAID), 1, 0, Kind.JOIN, HEAD, data=bytes([number]) * 32
     )
     body = encode(evolve(statement, kind=kind, **changes))
-    return Said(body, identity.sign(to_sign(body)))
+    return SignedBody(body, identity.sign(to_sign(body)))
 
 
 def test_what_is_signed_and_in_place_is_kept() -> None:
     """And told to others; nobody is heard before it has joined."""
     mine = board()
     reveal = said_by(1, Kind.REVEAL)
-    assert mine.hear(reveal) is Heard.USELESS
-    assert mine.hear(said_by(1)) is Heard.NEW
-    assert mine.hear(said_by(1)) is Heard.KNOWN
-    assert mine.hear(reveal) is Heard.NEW
+    assert mine.hear(reveal) is Reception.USELESS
+    assert mine.hear(said_by(1)) is Reception.NEW
+    assert mine.hear(said_by(1)) is Reception.KNOWN
+    assert mine.hear(reveal) is Reception.NEW
     assert mine.lacking((), 10) == [said_by(1), reveal]
     assert mine.lacking(mine.known(), 10) == []
 
 
 def test_what_another_signed_is_blamed() -> None:
     """On the neighbour that passed it on."""
-    forged = Said(said_by(1).body, IDENTITIES[2].sign(to_sign(said_by(1).body)))
-    assert board().hear(forged) is Heard.BAD
-    for_another_purpose = Said(said_by(1).body, IDENTITIES[1].sign(said_by(1).body))
-    assert board().hear(for_another_purpose) is Heard.BAD
+    forged = SignedBody(said_by(1).body, IDENTITIES[2].sign(to_sign(said_by(1).body)))
+    assert board().hear(forged) is Reception.BAD
+    for_another_purpose = SignedBody(said_by(1).body, IDENTITIES[1].sign(said_by(1).body))
+    assert board().hear(for_another_purpose) is Reception.BAD
 
 
 def test_far_rounds_are_of_no_use_unless_asked_for() -> None:
     """Else anybody could fill a member's memory with them."""
     far = said_by(1, round=500)
-    assert board().hear(far) is Heard.USELESS
-    assert board().hear(far, asked=True) is Heard.NEW
+    assert board().hear(far) is Reception.USELESS
+    assert board().hear(far, asked=True) is Reception.NEW
 
 
 def test_two_words_in_one_place_are_both_passed_on() -> None:
     """The pair is the proof; its author is heard no more."""
     mine = board()
     first, second = said_by(1), said_by(1, data=b"x" * 32)
-    assert (mine.hear(first), mine.hear(second)) == (Heard.NEW, Heard.NEW)
+    assert (mine.hear(first), mine.hear(second)) == (Reception.NEW, Reception.NEW)
     assert mine.convicted == {IDENTITIES[1].peer_id: (first, second)}
     assert list(mine.statements(1, 0)) == []
     assert set(mine.lacking((), 10)) >= {first, second}
-    assert mine.hear(said_by(1, Kind.REVEAL)) is Heard.USELESS
+    assert mine.hear(said_by(1, Kind.REVEAL)) is Reception.USELESS
 
 
 def test_tasks_are_heard_from_their_proposers_alone() -> None:
     """A task that somebody changed is another one's, and nobody signed it."""
-    tasks = Tasks(verify)
-    assert (tasks.hear(SAID), tasks.hear(SAID)) == (Heard.NEW, Heard.KNOWN)
+    tasks = KnownTasks(verify)
+    assert (tasks.hear(SAID), tasks.hear(SAID)) == (Reception.NEW, Reception.KNOWN)
     changed = encode(evolve(decode(SAID.body, LearningTask), rounds=7))
-    assert tasks.hear(Said(changed, SAID.signature)) is Heard.BAD
+    assert tasks.hear(SignedBody(changed, SAID.signature)) is Reception.BAD
 
 
 @given(st.data())
@@ -104,8 +104,8 @@ def test_mangled_bytes_are_bad_and_nothing_else(data: st.DataObject) -> None:
     other = data.draw(st.binary(min_size=0, max_size=4))
     body = good.body[:at] + other + good.body[at + data.draw(st.integers(0, 4)) :]
     mine = board()
-    assert mine.hear(Said(body, good.signature)) in (
-        (Heard.NEW,) if body == good.body else (Heard.BAD, Heard.USELESS)
+    assert mine.hear(SignedBody(body, good.signature)) in (
+        (Reception.NEW,) if body == good.body else (Reception.BAD, Reception.USELESS)
     )
     assert len(mine.known()) == (body == good.body)
 
@@ -149,7 +149,9 @@ async def test_a_hostile_peer_ends_nobody(autojump_clock: MockClock) -> None:
                     peer = KEYS[0].peer_id
                     for _ in range(50):
                         gossip.publish(chance.randbytes(chance.randint(0, 300)))
-                        gossip.publish(encode(Said(chance.randbytes(40), chance.randbytes(64))))
+                        gossip.publish(
+                            encode(SignedBody(chance.randbytes(40), chance.randbytes(64)))
+                        )
                     for rubbish in (chance.randbytes(50), encode(AskSaid(id_of(them.said), ()))):
                         channel = await transport.open(peer, LEARNING)
                         await channel.send(rubbish)

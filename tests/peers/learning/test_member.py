@@ -8,7 +8,7 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from p2pinfer.core.learning import Kind, Statement
+from p2pinfer.core.learning import Kind, RoundStatement
 from scheduler.round_table import Phase
 from tests.support.learners import (
     KEYS,
@@ -185,7 +185,7 @@ async def test_two_words_in_one_place_convict(autojump_clock: MockClock) -> None
                     )
                     tell_again(learner, evolve(first, data=bytes(32)))
 
-            def tell_again(learner: Learner, other: Statement) -> None:
+            def tell_again(learner: Learner, other: RoundStatement) -> None:
                 _, said = learner.board.say(other)
                 learner.member._courier.tell(said)
 
