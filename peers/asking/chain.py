@@ -72,7 +72,7 @@ class Chain:
         self._exit: Channel | None = None
         number = opened.parent.number if opened.parent else 0
         self._number = self._received = self._forgotten = number
-        self._look_at, self._pause, self._is_waiting = number + LOOK_STEPS, Pause(), False
+        self._look_at, self._pause, self._is_waiting = number + LOOK_STEPS, Pause(evidence), False
         self._failure: PeerError | None = None
         self._trouble, self._mended, self._rerouted = trio.Event(), trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last

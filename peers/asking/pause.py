@@ -1,12 +1,14 @@
 """Between two answers a session is not in use: what it loses then may wait for those that are."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
 from p2pinfer.core.ids import PeerId
 from peers.asking.repair import Repair, at_once
 from peers.asking.stage_handle import StageHandle, is_relayed, lost_places
+from peers.receipts.session_evidence import Evidence
 
 MISSED_S = 30.0
 """When a peer that was lost between two answers is replaced though nobody missed it. It may have
@@ -15,15 +17,19 @@ of them then find the rows there. Other stages hold a broken session's cells for
 
 
 class Pause:
-    """Whether a session is between two answers."""
+    """Whether a session is between two answers; its evidence says when peers are needed then."""
 
-    def __init__(self) -> None:
-        self.is_on = False
+    def __init__(self, evidence: Evidence | None) -> None:
+        if evidence:
+            evidence.in_need = self.missing
+        self.is_on, self._needs = False, 0
         self._missed = trio.Event()
 
     def begin(self) -> None:
         """Note that an answer is over."""
-        self.is_on, self._missed = True, trio.Event()
+        self.is_on = True
+        if not self._needs:
+            self._missed = trio.Event()
 
     def end(self) -> None:
         """Note that another answer has begun."""
@@ -33,6 +39,18 @@ class Pause:
     def miss(self) -> None:
         """Note that somebody waits for the session to be whole, to begin another one with it."""
         self._missed.set()
+
+    @contextmanager
+    def missing(self) -> Iterator[None]:
+        """Have lost peers replaced at once in the block: they are to sign, or to show rows."""
+        self._needs += 1
+        self._missed.set()
+        try:
+            yield
+        finally:
+            self._needs -= 1
+            if self.is_on:
+                self.begin()
 
     async def wait_missed(
         self, repair: Repair | None, stages: Sequence[StageHandle], failed: Collection[PeerId]

@@ -89,14 +89,14 @@ class Auditor:
         owed: frozenset[Hop] = frozenset()
         unproved: list[Unproved] = []
         evidence.openings.clear()
-        for _ in range(EXAMINED_TIMES_MAX):
-            broken = await evidence.settle(position)
-            if broken:
-                audits = await self._suspect(evidence, broken)
-                break
-            owed, audits, unproved = await self._sample(evidence, position, owed)
-            if not any(map(is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
-                break
+        with evidence.in_need():
+            for _ in range(EXAMINED_TIMES_MAX):
+                if broken := await evidence.settle(position):
+                    audits = await self._suspect(evidence, broken)
+                    break
+                owed, audits, unproved = await self._sample(evidence, position, owed)
+                if not any(map(is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
+                    break
         stages = evidence.stages
         for stage in stages:
             if stage.contradiction:

@@ -5,6 +5,7 @@ settled.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import trio
 from attrs import evolve
@@ -52,6 +53,8 @@ class Evidence:
         self._on_way: dict[int, bytes] = {}
         self.rows = 0
         """Sent so far, including dropped ones."""
+        self.in_need: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while all stages are needed, although no step is under way; the chain sets it."""
         self.openings: list[bytes] = []
         """What stages opened when the answer was examined last, and was found true."""
 
@@ -99,6 +102,10 @@ class Evidence:
         it has computed the rows again. Raises nothing that a stage can cause: lasting silence and
         refusals are breaks.
         """
+        with self.in_need():
+            return await self._settle(position)
+
+    async def _settle(self, position: int) -> Break | None:
         give_up_at = trio.current_time() + SETTLE_S_MAX
         signed: list[StageReceipts] = []
         while True:
