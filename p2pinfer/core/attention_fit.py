@@ -175,4 +175,6 @@ def _apart_by_heads(found: Floats, true: Floats, *, may_flip: bool) -> Doubles:
         np.put_along_axis(off, most, left, 1)
     apart = np.linalg.norm(off, axis=1)
     relative: Doubles = apart / np.where(sizes > 0, sizes, 1)
-    return np.where(np.isfinite(relative), relative, np.inf)
+    # Beside an infinite number in a cached row all others would be as good as none.
+    is_finite = np.isfinite(found).all(axis=1) & np.isfinite(true).all(axis=1)
+    return np.where(is_finite & np.isfinite(relative), relative, np.inf)

@@ -417,8 +417,9 @@ def test_official_client_calls_tools(client: openai.OpenAI) -> None:
     assert set(arguments) == {"place", "unit"}
     assert arguments["unit"] in {"C", "F"}
     pieces = [c.choices[0] for c in client.chat.completions.create(**asked, stream=True)]
-    (streamed,) = [each for piece in pieces for each in piece.delta.tool_calls or []]
-    assert streamed.function.arguments == call.function.arguments
+    streamed = [each for piece in pieces for each in piece.delta.tool_calls or []]
+    assert {each.index for each in streamed} == {0}
+    assert "".join(each.function.arguments for each in streamed) == call.function.arguments
     asked["messages"] += [
         choice.message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": "12 degrees and rain"},
