@@ -325,7 +325,7 @@ def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
     page.set_viewport_size(PHONE)
     answer_with(page, "```\nx\n```")
     ask(page, "Hi")
-    expect(page.locator(".tools button")).to_have_count(2)
+    expect(page.locator(".tools button")).to_have_count(4)
     sizes = (
         "[...document.querySelectorAll('button')]"
         ".filter(each => each.offsetParent && !each.closest('.side'))"
