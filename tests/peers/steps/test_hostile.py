@@ -84,7 +84,7 @@ async def node(folder: Path) -> AsyncIterator[Target]:
         frauds.listen()
         nursery.start_soon(frauds.run)
         yield Target(transport)
-        with trio.move_on_after(2 * CHECK_EVERY_S):
+        with trio.move_on_after(6 * CHECK_EVERY_S):
             await is_judged.wait()
         assert not frauds.proven
         assert len(set(false)) == 1
