@@ -104,7 +104,7 @@ COMMANDS = {
     ),
     "verify": (LOOK, "verify:app", "Check an answer's certificate or a fraud proof offline."),
     "marked": (KEEP, "marked:marked", "Show the answers that you marked, or erase some."),
-    "learn": (KEEP, "learn:learn", "Teach a model from your own lessons, on this machine."),
+    "learn": (KEEP, "learn:learn", "Teach a model from your own lessons, alone or with others."),
     "model": (KEEP, "model:app", "Add, list, check and remove models."),
     "network": (
         KEEP,
