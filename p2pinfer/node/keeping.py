@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -14,17 +13,14 @@ import attrs
 import trio
 
 from p2pinfer.core.advertisement import Advertisement, State
-from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.stripes import DATA_SHARES, PARITY_SHARES, Layout
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.node.bookkeeping import counting, tell_credit
-from p2pinfer.node.identity_lock import hold_identity
-from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.listen_port import own_listen
-from p2pinfer.node.status_socket import Status, open_status
+from p2pinfer.node.bystander import open_bystander
 from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
 from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
@@ -156,26 +152,8 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
         UserError: an option cannot be used; the sentence says what to do.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(lone_errors())
-        key = stack.enter_context(hold_identity(options.identity))
-        chance = random.Random()  # noqa: S311 -- draws a port
-        swarm = await stack.enter_async_context(
-            open_swarm_connection(
-                options.bootstrap,
-                options.network,
-                identity=key.identity,
-                listen=options.listen or own_listen(key.path, chance, hooks.say),
-                announce=options.announce,
-            )
-        )
+        swarm = await stack.enter_async_context(open_bystander(options, hooks.say, "keeper"))
         transport, directory = swarm.transport, swarm.directory
-        about = {"network": options.network.network, "role": "keeper", "peer": transport.peer_id}
-
-        def describe() -> Status:
-            return {**about, "addresses": [*transport.addresses], "state": "up", "sessions": []}
-
-        ways_in = partial(ways_in_told, options.network, lambda: transport.addresses, directory)
-        await stack.enter_async_context(open_status(describe, ways_in))
         directory.listen()
         directory.follow(options.model)
         me = transport.peer_id

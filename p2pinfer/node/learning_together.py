@@ -7,7 +7,6 @@ data/lineage/CHILD.json         how a child came to be: its parent, members, who
 import json
 import logging
 import os
-import random
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from p2pinfer.core.advertisement import Advertisement
-from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import LearningTask, RoundStatement, SignedBody, TaskId, is_signed
 from p2pinfer.core.manifest import NAME_CHARS_MAX, Manifest
@@ -39,11 +38,10 @@ from p2pinfer.engine.training.descent import Course, Example, LearningState, lea
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, read_top
 from p2pinfer.node.atomic_file import replace_text
-from p2pinfer.node.identity_lock import hold_identity
+from p2pinfer.node.bystander import open_bystander
 from p2pinfer.node.keeping import advertisement_without_layers
 from p2pinfer.node.learning import adapter_matrices, mean_losses
-from p2pinfer.node.listen_port import own_listen
-from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
+from p2pinfer.node.swarm_connection import SwarmConnection
 from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
 from peers.learning.board import Board, KnownTasks, id_of, signed_task
@@ -142,18 +140,7 @@ async def open_meeting(
         UserError: an option cannot be used; the sentence says what to do.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(lone_errors())
-        key = stack.enter_context(hold_identity(options.identity))
-        chance = random.Random()  # noqa: S311 -- draws a port
-        swarm = await stack.enter_async_context(
-            open_swarm_connection(
-                options.bootstrap,
-                options.network,
-                identity=key.identity,
-                listen=options.listen or own_listen(key.path, chance, say),
-                announce=options.announce,
-            )
-        )
+        swarm = await stack.enter_async_context(open_bystander(options, say))
         transport, directory = swarm.transport, swarm.directory
         directory.listen()
         directory.follow(options.base)

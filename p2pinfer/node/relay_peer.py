@@ -1,22 +1,14 @@
 """Compose a peer that serves no layers: it lets hidden peers be called through it."""
 
-import random
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import PeerId
-from p2pinfer.node.identity_lock import hold_identity
-from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.listen_port import own_listen
-from p2pinfer.node.status_socket import Status, open_status
-from p2pinfer.node.swarm_connection import open_swarm_connection
+from p2pinfer.node.bystander import open_bystander
 from peers.discovery.directory import Directory
 from transports.base import Reach, Relaying
 
@@ -51,27 +43,9 @@ async def run_relay(
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
     """
-    async with AsyncExitStack() as stack:
-        stack.enter_context(lone_errors())
-        key = stack.enter_context(hold_identity(options.identity))
-        chance = random.Random()  # noqa: S311 -- draws a port
-        swarm = await stack.enter_async_context(
-            open_swarm_connection(
-                options.bootstrap,
-                replace(options.network, relaying=Relaying.ALWAYS),
-                identity=key.identity,
-                listen=options.listen or own_listen(key.path, chance, say),
-                announce=options.announce,
-            )
-        )
+    always = replace(options, network=replace(options.network, relaying=Relaying.ALWAYS))
+    async with open_bystander(always, say, "relay") as swarm:
         transport, directory = swarm.transport, swarm.directory
-        about = {"network": options.network.network, "role": "relay", "peer": transport.peer_id}
-
-        def describe() -> Status:
-            return {**about, "addresses": [*transport.addresses], "state": "up", "sessions": []}
-
-        ways_in = partial(ways_in_told, options.network, lambda: transport.addresses, directory)
-        await stack.enter_async_context(open_status(describe, ways_in))
         directory.listen()
         swarm.stay_in_touch()
         if not swarm.bootstrap:
