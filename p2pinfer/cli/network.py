@@ -239,4 +239,5 @@ def read_text(word: str) -> str:
     try:
         return Path(word).expanduser().read_text()[: 1 << 20]
     except (OSError, ValueError) as error:
-        raise UserError(f"{word[:100]} is no such line, and no file with one: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{word[:100]} is no such line, and no file with one: {why}") from error
