@@ -68,7 +68,7 @@ class Round:
         self._silent: set[PeerId] = set()
         """Sharers that gave no share in time."""
         self._sets = 0
-        self._passed = False
+        self._passed, self._abandoned = False, ""
         self._drawn_s = now_s
 
     def take(self, digest: Digest, said: RoundStatement) -> None:
@@ -92,6 +92,10 @@ class Round:
     def pass_over(self) -> None:
         """Send no update: learning took longer than there was time."""
         self._passed = True
+
+    def abandon(self, why: str) -> None:
+        """Make nothing of this attempt: what most say cannot be true."""
+        self._abandoned = why
 
     @property
     def late_s(self) -> float:
@@ -164,6 +168,8 @@ class Round:
     # --- what is to be done
 
     def _move(self, now_s: float) -> Move | None:
+        if self._abandoned:
+            return Void(self._abandoned)
         match self.phase:
             case Phase.WATCH:
                 return self._wait_or_void(self._since_s + self._all_s(), now_s, "left out")

@@ -366,8 +366,11 @@ class Member:
             raise ValueError("the sum is larger than its updates can be")
         return found.astype("<i4").tobytes()
 
-    async def _judgement(self, round_: Round) -> dict[str, Any]:
+    async def _judgement(self, round_: Round) -> dict[str, Any] | None:
         head, sums = self._numbers(round_.head), self._group_sums(round_)
+        if not sums:
+            round_.abandon("no group's sum can be one of its updates")
+            return None
         task = self._task
         heads = [moved(head, sums, [each], task.clip, task.outer_percent) for each in sums]
         found = await self._work.losses([head, *heads])

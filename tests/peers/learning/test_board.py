@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 from attrs import evolve
@@ -68,6 +69,14 @@ def test_what_another_signed_is_blamed() -> None:
     assert board().hear(forged) is Reception.BAD
     for_another_purpose = SignedBody(said_by(1).body, IDENTITIES[1].sign(said_by(1).body))
     assert board().hear(for_another_purpose) is Reception.BAD
+
+
+def test_what_is_no_statement_of_this_task_is_blamed() -> None:
+    """Also what decodes to one, and is not how it is written."""
+    good, identity = said_by(1), IDENTITIES[1]
+    other = said_by(1, task="cd" * 32).body
+    for body in (b"rubbish", other, msgpack.packb([*msgpack.unpackb(good.body), []])):
+        assert board().hear(SignedBody(body, identity.sign(to_sign(body)))) is Reception.BAD
 
 
 def test_far_rounds_are_of_no_use_unless_asked_for() -> None:

@@ -1,21 +1,27 @@
 """Members of a task go through rounds together, and end with the same model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import trio
 from attrs import evolve
+from numpy.typing import NDArray
 from trio.testing import MockClock
 
 from p2pinfer.core.learning import Kind, RoundStatement
+from peers.learning.member import Member
+from peers.learning.work import Broken
 from scheduler.round_table import Phase
+from scheduler.rounds import Round
 from tests.support.learners import (
     KEYS,
     Learner,
     Learners,
+    PlainSum,
     ToyWork,
     learners,
+    plain_sums,
     real_sums,
     task,
     toy_work,
@@ -40,6 +46,39 @@ async def test_three_members_agree(autojump_clock: MockClock) -> None:
         first, second = learner.reports
         assert (second.loss_before or 0) < (first.loss_before or 0)
         assert not learner.voids
+
+
+class _TooMuch(PlainSum):
+    """Opens a sum that its updates cannot have."""
+
+    def open(self, shares: Mapping[int, bytes]) -> NDArray[np.int64]:
+        found = super().open(shares)
+        found[0] = 1 << 20
+        return found
+
+
+@pytest.mark.parametrize("is_said", [False, True])
+async def test_a_sum_that_its_updates_cannot_have_is_left_out(
+    is_said: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its group, and by all where the group says it; where no other is left, all begin again."""
+    opened = Member._open
+
+    async def tell(self: Member, round_: Round) -> bytes:
+        return b"\x00\x00\x10\x00" + (await opened(self, round_))[4:]
+
+    if is_said:
+        monkeypatch.setattr(Member, "_open", tell)
+    scheme = plain_sums() if is_said else evolve(plain_sums(), make=_TooMuch)
+    with trio.fail_after(100 * SHORT_S):
+        async with learners(task(rounds=1), scheme) as them:
+            for number in range(3):
+                await them.add(number)
+            with pytest.raises(Broken, match="came to nothing"):
+                await them.finish()
+            for learner in them.members.values():
+                await learner.done.wait()
+                assert isinstance(learner.failed, Broken)
 
 
 async def test_updates_are_encrypted(autojump_clock: MockClock) -> None:
