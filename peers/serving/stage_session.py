@@ -51,6 +51,7 @@ from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
 from peers.steps.limits import CONNECT_S_MAX, ROW_TYPE
 from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, receive_each, send
+from peers.steps.numbers import all_finite
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
 
@@ -448,7 +449,7 @@ class StageSession:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
             raise RemoteProtocolError(channel.remote, "a step's rows do not have the model's width")
-        if not np.isfinite(np.frombuffer(step.rows, ROW_TYPE)).all():
+        if not all_finite(step.rows):
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         self._received, self._length = step.number, step.position + step.count
         self._active_at = trio.current_time()
