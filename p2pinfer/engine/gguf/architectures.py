@@ -300,14 +300,21 @@ RULES: Mapping[str, Rules] = {
 """The architectures that split exactly, by their names in GGUF files."""
 
 _SHORT_SIGHT = "its attention picks positions with an index that several layers share"
+_STREAMS = "its layers pass on several streams of rows"
+_STATES = "its layers keep a state, and nobody has proven yet that they split"
 REFUSED: Mapping[str, str] = {
+    "bailingmoe3": _STATES,
     "command-r": "llama.cpp wants other tensors of it if it has 64 layers or more",
     "deepseek32": _SHORT_SIGHT,
-    "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
+    "deepseek4": f"{_STREAMS}, and some take the tokens themselves",
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
+    "glm5-next": _STREAMS,
+    "hy_v4": _STREAMS,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
-    "kimi-linear": "its layers keep a state, and nobody has proven yet that they split",
+    "kimi-linear": _STATES,
+    "minimax-m3": _SHORT_SIGHT,
+    "qwen4exp": _STREAMS,
 }
 """Reasons; any other architecture is refused because it is not proven."""
 
