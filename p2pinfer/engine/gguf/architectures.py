@@ -260,7 +260,10 @@ RULES: Mapping[str, Rules] = {
                 (0, 1, 2, 4),
                 "which of its layers have experts goes by number, in another period than positions",
             ),
-            WINDOW_KEY: ((8192,), "llama.cpp then takes positions from its last layer alone"),
+            WINDOW_KEY: (
+                (8192,),
+                "a window of its own makes llama.cpp take positions from the last layer alone",
+            ),
             WINDOW_PATTERN_KEY: (
                 (4,),
                 "its layers without positions are others than its full ones",

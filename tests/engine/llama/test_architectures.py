@@ -399,7 +399,11 @@ def test_layers_counted_from_a_slices_first_are_silently_wrong(
     [
         ({"interleave_moe_layer_step": 3}, 8, "in another period than positions"),
         ({"interleave_moe_layer_step": 1}, 6, "no multiple of 4"),
-        ({"interleave_moe_layer_step": 1, "attention.sliding_window": 0}, 8, "last layer alone"),
+        (
+            {"interleave_moe_layer_step": 1, "attention.sliding_window": 0},
+            8,
+            "the last layer alone",
+        ),
     ],
 )
 def test_a_llama4_of_another_rhythm_is_refused(
