@@ -104,7 +104,8 @@ class Settings:
     flash_attention: bool = True
     """llama.cpp's default; without it, far positions take less time on some CPUs."""
     device: str = ""
-    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU."""
+    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU. Several,
+    with commas between them, share the layers, which measurements compare with."""
     fixed: bool = False
     """Decode only one row, or one fixed number of them: what is narrow goes row by row."""
 
@@ -739,7 +740,9 @@ def _load_model(path: Path, settings: Settings) -> Any:
     devices = _ggml.device_list(settings.device)
     # Always told, or prompts are multiplied on a GPU although the layers are not there.
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
-    params.split_mode, params.main_gpu = _llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    is_split = "," in settings.device
+    modes = _llama_cpp.LLAMA_SPLIT_MODE_NONE, _llama_cpp.LLAMA_SPLIT_MODE_LAYER
+    params.split_mode, params.main_gpu = modes[is_split], 0
     params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
@@ -798,6 +801,11 @@ def _refusal(what: str, path: Path) -> EngineError | BadModelFile:
 
 def _last_error() -> str:
     return _log_lines[-1] if _log_lines else "no reason given"
+
+
+def add_servers(endpoints: Sequence[str]) -> str:
+    """Return, for ``Settings.device``, all devices of llama.cpp's own servers; raises UserError."""
+    return ",".join(_ggml.add_servers(endpoints))
 
 
 def build_fingerprint() -> str:
