@@ -6,6 +6,7 @@ from typing import Final
 
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import Digest, Kind, LearningTask, Payload, RoundStatement, digest_of
+from p2pinfer.core.sums import least_summed
 from scheduler.round_table import (
     OF_A_GROUP,
     TABLE,
@@ -124,6 +125,10 @@ class Round:
     def own_group(self) -> list[PeerId]:
         """This member's group, in the order of its numbering; empty if it is in none."""
         return self.groups[self.group] if self.groups else []
+
+    def speaks_for_its_group(self, said: RoundStatement) -> bool:
+        """Whether a statement's author was drawn into the group that it names."""
+        return said.group < len(self.groups) and said.author in self.groups[said.group]
 
     def results(self) -> dict[int, tuple[Payload, int]]:
         """Return each group's sum, as enough of its members say it, and of how many updates."""
@@ -262,6 +267,8 @@ class Round:
                 return max(self.task.least, len(self.authors(Kind.ROSTER)) // 2 + 1)
             case Kind.CHILD:
                 return len(self.authors(Kind.DRAW)) // 2 + 1
+            case Kind.MEET | Kind.KEY_SET | Kind.SUM:
+                return least_summed(len(self.own_group))
         return self._threshold()
 
     def _fail(self, why: str, now_s: float) -> Void | None:
@@ -312,9 +319,10 @@ class Round:
         return None
 
     def _await_results(self, now_s: float) -> Move | None:
-        late_s = self._drawn_s + self._group_s()
         results = self.results()
-        if len(results) < len(self.groups) and now_s < late_s:
+        lacking = [number for number in range(len(self.groups)) if number not in results]
+        late_s = max(map(self._group_late_s, lacking), default=now_s)
+        if now_s < late_s:
             return Wait(late_s)
         if not results:
             return Void("no group came to a sum")
@@ -419,6 +427,16 @@ class Round:
 
     def _turn_s(self) -> float:
         return self.task.talk_ms / 1000 / TURN_SHARE
+
+    def _group_late_s(self, number: int) -> float:
+        """Return when a group is too late that has come as far as the last list heard of it."""
+        found_s = self._drawn_s + self.task.talk_ms / 1000
+        lists = {kind for kind, _, of in self._index if of == number}
+        for phase in (Phase.HELLO, Phase.KEYS, Phase.TRAIN, Phase.ADD):
+            found_s += self._limit_s(phase)
+            if TABLE[phase].lists not in lists:
+                return found_s
+        return self._drawn_s + self._group_s()
 
     def _group_s(self) -> float:
         """Return how long a group may take, from the draw to its sum."""

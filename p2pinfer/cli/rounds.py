@@ -64,8 +64,9 @@ class RoundFlags:
         int,
         option(
             "group",
-            "Members whose updates are added before anybody sees them. Larger groups hide more,"
-            " smaller ones let more of a poisoned round be refused.",
+            "Members whose updates are added before anybody sees them; with --with, the fewest that"
+            " this machine takes part in. Larger groups hide more, smaller ones let more of a"
+            " poisoned round be refused; in a group of two each sees what the other learned.",
         ),
     ] = 3
     clip: Annotated[
@@ -115,6 +116,17 @@ class RoundFlags:
             ("judge-s", self.judge_s),
         ):
             check_range(name, seconds, 0.1, WAIT_S_MAX)
+
+    def check_group(self, task: LearningTask) -> None:
+        """Raise UserError if a task that is joined has smaller groups than this machine takes."""
+        from p2pinfer.core.sums import SUMMED_MIN
+
+        if task.group < self.group:
+            alone = ", so that each sees what the other learned" if task.group < SUMMED_MIN else ""
+            raise UserError(
+                f"the task {task.name} adds up what {task.group} members learned{alone}: say"
+                f" --group {task.group} to take part all the same"
+            )
 
     def task(
         self, manifest: "Manifest", layers: int, rank: int, seed: int, rate: float
@@ -196,6 +208,7 @@ async def learn_together(
         else:
             assert together.flags.together
             task_id, task = await meeting.find(together.flags.together, base)
+            together.flags.check_group(task)
         _announce(meeting, task_id, task, together, as_json=as_json)
         refuse_taken(request.store, task.name)
         head, work, losses = await _take_part(request, meeting, task_id, task, only_idle=only_idle)
@@ -274,7 +287,9 @@ def _sums_bytes(manifest: "Manifest", task: LearningTask) -> int:
     from p2pinfer.node.learning_together import trained_numbers
 
     numbers = trained_numbers(manifest, task.layers, task.rank)
-    return (2 * task.group + 2) * encrypted_bytes(numbers)
+    largest = min(2 * task.group - 1, task.members)
+    # Updates, their sum, and shares, half as large, among the sets that may open it
+    return (2 * largest + 2) * encrypted_bytes(numbers)
 
 
 def _announce(

@@ -122,7 +122,7 @@ class Member:
         if said.author == self._me or not said.payload or not self._has_size(said):
             return []
         if said.kind is Kind.RESULT:
-            return [said.payload]
+            return [said.payload] if round_.speaks_for_its_group(said) else []
         if said.group != round_.group or said.author not in round_.own_group:
             return []
         if said.kind is Kind.KEYS:
@@ -154,6 +154,7 @@ class Member:
             self._task, self._me, number, attempt, head.digest, head.members, now_s()
         )
         self._mine = _Attempt(self._draw(32))
+        board.begin(number, attempt, [head.digest])
         phase = None
         while True:
             if await self._feed(round_):
@@ -192,6 +193,8 @@ class Member:
                 continue
             if any(each.digest not in self._board.payloads for each in self.wants(said)):
                 continue
+            if said.kind is Kind.RESULT and not round_.speaks_for_its_group(said):
+                continue  # or the groups are not drawn here yet
             if said.kind is Kind.KEYS and said.author != self._me:
                 if not mine.met or said.on != round_.chosen.get(Kind.MEET):
                     continue
