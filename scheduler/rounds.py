@@ -43,6 +43,8 @@ class Round:
         head: the hash of the numbers that it begins with.
         expected: who took part in the round before: once they are there nobody waits for more.
         now_s: the time, in seconds of any clock that only goes forward.
+        drawn: who was drawn in the round before. More than half of them must join, so that where a
+            network falls apart at most one part goes on.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class Round:
         head: Digest,
         expected: Collection[PeerId],
         now_s: float,
+        drawn: Collection[PeerId] = (),
     ) -> None:
         self.task, self.me, self.number, self.attempt = task, me, number, attempt
-        self.head, self._expected = head, {*expected}
+        self.head, self._expected, self._drawn_before = head, {*expected}, {*drawn}
         self.phase, self._since_s = Phase.JOIN, now_s
         self._base = head
         """What the present phase builds on."""
@@ -216,6 +219,7 @@ class Round:
         is_complete = len(listable) >= max(self._enough(row), least)
         if row.says is Kind.JOIN and self._expected:
             is_complete = len(listable) >= least and self._expected <= heard.keys()
+            is_complete = is_complete and self._is_same_task(heard)
         if self._complete_s is None and is_complete:
             is_next = row.says is Kind.JOIN and self._expected
             self._complete_s = now_s + (NEWCOMER_SHARE * self.task.talk_ms / 1e3 if is_next else 0)
@@ -225,6 +229,8 @@ class Round:
             return Wait(start_s)
         if len(listable) < least:
             return self._fail(f"only {len(listable)} of {least} came to {row.says}", now_s)
+        if row.says is Kind.JOIN and not self._is_same_task(heard):
+            return self._fail("most members of the round before are gone", now_s)
         order = sorted(heard, key=self._rank)
         turn_s = start_s + order.index(self.me) * self._turn_s() if self.me in order else late_s
         already = self._heard_lists(row.lists)
@@ -404,10 +410,17 @@ class Round:
         listed = self._said[digest].listed
         if author not in heard or any(each not in by_digest for each in listed):
             return False
+        if kind is Kind.ROSTER and not self._is_same_task({by_digest[each] for each in listed}):
+            return False
         if kind is Kind.SHARERS:
             sums = {self._said[each].data for each in listed}
             return len(sums) == 1 and len(listed) == self._threshold()
         return self._least(kind) <= len(listed)
+
+    def _is_same_task(self, joined: Collection[PeerId]) -> bool:
+        """Whether more than half of the round before go on, so that no other part of them can."""
+        before = self._drawn_before
+        return not before or 2 * len(before.intersection(joined)) > len(before)
 
     def _rank(self, author: PeerId) -> bytes:
         salt = f"{self.number} {self.attempt} {self.phase} {author}".encode()

@@ -151,7 +151,7 @@ class Member:
         """Take part in an attempt; return where the model is then, or why nothing came of it."""
         board, now_s = self._board, trio.current_time
         round_ = self._round = Round(
-            self._task, self._me, number, attempt, head.digest, head.members, now_s()
+            self._task, self._me, number, attempt, head.digest, head.members, now_s(), head.drawn
         )
         self._mine = _Attempt(self._draw(32))
         board.begin(number, attempt, [head.digest])
@@ -455,7 +455,7 @@ class Member:
                 f" what they taught makes {child[:12]}… here: is the base model the same?"
             )
         report = self._report(head, outcome)
-        new = Head(outcome.round, numbers, child, report.members)
+        new = Head(outcome.round, numbers, child, report.members, outcome.members)
         if self._events.on_round:
             await self._events.on_round(report, new)
         board.finish(outcome.round, [outcome.numbers.digest])

@@ -37,6 +37,8 @@ class Trouble:
     """Share of deliveries that never come."""
     deaths: int
     seed: int
+    before: int = 0
+    """Members that were drawn in the round before; those there are now, and more."""
 
 
 class World:
@@ -46,7 +48,8 @@ class World:
         self.trouble, self.chance = trouble, Random(trouble.seed)
         what = task(members=trouble.members, least=trouble.group, group=trouble.group)
         peers = [name(number) for number in range(trouble.members)]
-        self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0) for each in peers}
+        before = [name(number) for number in range(trouble.before)]
+        self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0, before) for each in peers}
         victims = self.chance.sample(peers, trouble.deaths)
         self.dies_s = {each: self.chance.uniform(0, 100) for each in victims}
         self.dies_at: dict[PeerId, Kind] = {}
@@ -186,6 +189,19 @@ def test_a_lost_group_is_not_waited_for_as_one_that_learns() -> None:
     assert all(isinstance(each, RoundOutcome) for each in world.ended.values())
     what = world.rounds[name(1)].task
     assert world.now_s < (3 * what.talk_ms + what.judge_ms) / 1000 < what.train_ms / 1000
+
+
+@pytest.mark.parametrize(("before", "go_on"), [(5, True), (6, False), (9, False)])
+def test_only_more_than_half_of_a_round_go_on(before: int, *, go_on: bool) -> None:
+    """Three of five do; three of six may be one of two halves that a network fell into."""
+    trouble = Trouble(3, 3, delay_s=0.01, lost=0.0, deaths=0, seed=1, before=before)
+    world = World(trouble)
+    world.run()
+    assert [isinstance(each, RoundOutcome) for each in world.ended.values()] == [go_on] * 3
+    if not go_on:
+        assert {each.why for each in world.ended.values() if isinstance(each, Void)} == {
+            "most members of the round before are gone"
+        }
 
 
 def test_groups_are_drawn_by_all_nonces() -> None:
