@@ -4,16 +4,16 @@ Members judge each sum by their own held-out lessons. Of the changes that they r
 the middle counts, without the quarter that gained most and the quarter that lost most. Where facts
 of one member are of no use to the others, an honest sum helps few much and costs the rest a little:
 a vote, and the median too, refuse it as often as a poisoned one; and one liar can move a mean.
-What is left of a poisoned sum is bounded by its length, which is cut to the median of the sums'
-lengths, and to what honest members may send (SHARE, arXiv 2110.02940, draws groups so that robust
-rules need no single updates).
+A sum that is longer than honest updates can add up to is left out, and what is left of another
+poisoned one is bounded by its length, which is cut to the median of the sums' lengths, of two to
+the shorter (SHARE, arXiv 2110.02940, draws groups so that robust rules need no single updates).
 
 Numbers are whole, in units of 2^-16 of a weight of the adapter.
 """
 
 from collections.abc import Mapping, Sequence
 from math import fsum, sqrt
-from statistics import median
+from statistics import median_low
 from typing import Final
 
 import numpy as np
@@ -83,6 +83,17 @@ def length(numbers: Numbers) -> float:
     return sqrt(total)
 
 
+def is_possible(found: GroupSum, clip: int) -> bool:
+    """Whether updates of the permitted length add up to a sum; if not, somebody sent a longer one.
+
+    Args:
+        found: the sum.
+        clip: the longest update of one member.
+    """
+    largest = int(np.abs(found.numbers).max(initial=0))
+    return largest <= UPDATE_MAX * found.updates and length(found.numbers) <= clip * found.updates
+
+
 def shortened(update: NDArray[np.float32], clip: int) -> Numbers:
     """Return an update in units, no longer than ``clip``, and each number within its bounds."""
     units = update.astype(np.float64) / UNIT
@@ -107,7 +118,7 @@ def moved(
     if not take:
         return head.copy()
     means = {digest: length(each.numbers) / each.updates for digest, each in sums.items()}
-    longest = min(float(clip), median(means.values()))
+    longest = min(float(clip), median_low(means.values()))
     updates = sum(sums[digest].updates for digest in take)
     change = np.zeros(len(head), np.float64)
     for digest in sorted(take):

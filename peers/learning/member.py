@@ -35,6 +35,7 @@ from scheduler.judging import (
     GroupSum,
     Numbers,
     accepted,
+    is_possible,
     moved,
     shortened,
 )
@@ -401,9 +402,9 @@ class Member:
         """Return the groups' sums that are here, by their hashes."""
         found: dict[Digest, GroupSum] = {}
         for _, (payload, updates) in sorted(round_.results().items()):
-            numbers = self._numbers(payload.digest)
-            if np.abs(numbers).max(initial=0) <= UPDATE_MAX * updates:
-                found[payload.digest] = GroupSum(numbers, updates)
+            total = GroupSum(self._numbers(payload.digest), updates)
+            if is_possible(total, self._task.clip):
+                found[payload.digest] = total
         return found
 
     def _numbers(self, digest: Digest) -> Numbers:
