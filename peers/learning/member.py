@@ -361,9 +361,7 @@ class Member:
 
     async def _open(self, round_: Round) -> bytes:
         group, held = round_.own_group, self._board.payloads
-        shares = {}
-        for author, payload in round_.shares().items():
-            shares[group.index(author)] = held[payload.digest]
+        shares = {group.index(who): held[each.digest] for who, each in round_.shares().items()}
         found = await self._run(self._sums.open, shares)
         most = UPDATE_MAX * len(round_.listed(Kind.SUM))
         if np.abs(found).max(initial=0) > most:
