@@ -105,8 +105,9 @@ class RoundFlags:
         check_range("rounds", self.rounds, 1, ROUNDS_MAX)
         check_range("steps", self.steps, 1, STEPS_MAX)
         check_range("group", self.group, GROUP_MIN, MEMBERS_MAX)
-        check_range("members-min", self.least, self.group, MEMBERS_MAX)
-        check_range("members", self.members, self.least, MEMBERS_MAX)
+        if self.together is None:  # else these are the proposer's
+            check_range("members-min", self.least, self.group, MEMBERS_MAX)
+            check_range("members", self.members, self.least, MEMBERS_MAX)
         check_range("clip", self.clip or 1, 1, CLIP_MAX)
         check_range("outer", self.outer, 1, 1000)
         for name, seconds in (
