@@ -340,7 +340,8 @@ def _keep_head(task: TaskId, head: Head) -> None:
 def kept_head(task: TaskId, size: int) -> Head:
     """Return where this machine last saw a task's model, or its beginning."""
     try:
-        with np.load(_tasks_dir() / f"{task}.npz") as kept:
+        # Opened here: NumPy leaves a file open that is no archive
+        with (_tasks_dir() / f"{task}.npz").open("rb") as file, np.load(file) as kept:
             number, child, *who = json.loads(bytes(kept["said"]))
             members, drawn = (*who, ())[:2]  # earlier releases did not keep who was drawn
             numbers = kept["numbers"].astype(np.int32)
