@@ -32,6 +32,10 @@ UPDATE_MAX: Final = (1 << 15) - 1
 HARM_MAX: Final = 0.01
 """By how much a sum may raise the middle members' losses, in parts of them."""
 
+BEST_SHARE_MIN: Final = 0.25
+"""Of the gain of the sum that helps most: one that helps far less than that is as likely poisoned as
+of use. Honest sums helped half as much or more while there was much to learn."""
+
 TRIMMED: Final = 0.25
 """The share of judges left out at each end, one at least: as many may lie."""
 
@@ -54,17 +58,23 @@ class GroupSum:
 
 
 def accepted(judgements: Sequence[RoundStatement]) -> list[Digest]:
-    """Return the sums that more than half of the judges have judged, and that do no harm."""
+    """Return the sums that more than half of the judges have judged, and that are of use.
+
+    They do no harm, and help about as much as the one that helps most.
+    """
     changes: dict[Digest, list[float]] = {}
     for said in judgements:
         before, *after = said.losses
         for digest, loss in zip(said.listed, after, strict=True):
             changes.setdefault(digest, []).append((loss - before) / max(before, LOSS_LEAST))
-    return [
-        digest
+    middles = {
+        digest: middle(found)
         for digest, found in sorted(changes.items())
-        if 2 * len(found) > len(judgements) and middle(found) <= HARM_MAX
-    ]
+        if 2 * len(found) > len(judgements)
+    }
+    best = min(middles.values(), default=0.0)
+    limit = BEST_SHARE_MIN * best if best < 0 else HARM_MAX
+    return [digest for digest, change in middles.items() if change <= limit]
 
 
 def middle(changes: Sequence[float]) -> float:

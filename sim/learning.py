@@ -287,6 +287,8 @@ class _World:
     async def live(self, number: int) -> None:
         scenario, run = self.scenario, self.run
         name, chance = _name(number), random.Random(f"{scenario.seed} member {number}")  # noqa: S311
+        # Of their own: sealing draws from the system, which changes what else is drawn when
+        nonces = random.Random(f"{scenario.seed} nonces of {number}")  # noqa: S311
         is_honest = number < scenario.members - scenario.poisoners
         reports: list[RoundReport] = []
         with trio.CancelScope() as scope:
@@ -313,7 +315,7 @@ class _World:
                     courier,
                     self.work(number),
                     encrypted_sums(chance.randbytes),
-                    chance.randbytes,
+                    nonces.randbytes,
                     events,
                     in_place,
                 )
