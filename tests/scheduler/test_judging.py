@@ -45,6 +45,19 @@ def test_what_helps_two_and_costs_the_rest_little_is_taken() -> None:
     assert accepted(said) == [GOOD]
 
 
+def test_a_sum_that_helps_far_less_than_the_best_is_left_out() -> None:
+    """It is as likely poisoned as of use; half as much is enough, and where none helps, no harm."""
+
+    def taken(good: int, bad: int) -> list[Digest]:
+        judges = [judgement(number, 1_000_000, good=good, bad=bad) for number in range(4)]
+        return accepted(judges)
+
+    assert taken(800_000, 970_000) == [GOOD]
+    assert taken(800_000, 900_000) == [BAD, GOOD]
+    assert taken(1_004_000, 1_009_000) == [BAD, GOOD]
+    assert taken(1_004_000, 1_011_000) == [GOOD]
+
+
 def test_a_sum_that_few_have_judged_is_not_taken() -> None:
     """More than half must have had it."""
     said = [judgement(0, 10, good=1), judgement(1, 10, good=1), judgement(2, 10, bad=1)]
