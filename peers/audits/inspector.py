@@ -6,12 +6,13 @@ with a proof that others can check. It is a spot check: a row that is not named 
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import trio
+from attrs import evolve
 from blake3 import blake3
 
 from p2pinfer.core.advertisement import Advertisement
@@ -21,8 +22,22 @@ from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal
-from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
+from p2pinfer.core.opening import (
+    OPENED_BYTES_MAX,
+    BadOpening,
+    OpenedTrace,
+    check_roots,
+    check_shown,
+    encode,
+)
 from p2pinfer.core.receipts import Receipt
+from p2pinfer.core.shown_layers import (
+    LayerBytes,
+    ShownLayers,
+    choose_layers,
+    opened_bytes,
+    rows_seen,
+)
 from p2pinfer.core.trust import (
     ROWS_PROVEN,
     Audited,
@@ -131,23 +146,34 @@ class Inspector:
 
     async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | str:
         stage, count = evidence.stages[index], receipt.position
-        peer, kept_bytes = stage.hop.peer, sum(map(len, evidence.openings))
-        positions = choose_rows(evidence.nonce, receipt)
+        peer, kept_bytes = stage.hop.peer, _kept_bytes(evidence)
+        positions, layers = choose_rows(evidence.nonce, receipt), receipt.end - receipt.first
+        layer = await self._judge.layer_bytes(receipt.first)
+        shown = choose_layers(evidence.nonce, receipt, positions, layer)
+        everything = ShownLayers(0, layers, layers)
+        is_cut = any(each != everything for each in shown)
         signed = stage.signed(count)[count]
-        async with open_cells(self._transport, stage.hop, evidence.terms, signed) as cells:
+        async with open_cells(
+            self._transport, stage.hop, evidence.terms, signed, by_layers=is_cut
+        ) as cells:
+            if is_cut and not cells.by_layers:
+                if _all_bytes(layer, layers, positions) > OPENED_BYTES_MAX:
+                    return "its software opens all of its layers at once, which is too much"
+                shown = [everything] * len(positions)
             asked = {}
             for position in positions:
                 # Not before the stage has signed for its cells: the one before it, which learns the
                 # positions here, could tell it for which rows to invent K and V.
                 opened = await evidence.inputs(index, position, 1)
                 asked[position] = AskedRow(opened.rows, opened.regimes[0])
-            await cells.ask(asked)
-            for position in positions:
+            await cells.ask(asked, dict(zip(positions, shown, strict=True)))
+            keeps = True
+            for position, of_row in zip(positions, shown, strict=True):
                 opening = await cells.next()
                 if not can_be_judged(opening.pledge):
                     return f"what a machine of kind {opening.pledge.machine} computes is unknown"
                 await self._run(check_roots, opening)
-                check_whole(opening)
+                check_shown(opening, of_row.of(layers))
                 verdict = await self._judge.judge(opening)
                 if verdict.fault:
                     if verdict.fault.is_provable:
@@ -156,11 +182,16 @@ class Inspector:
                     text, at = verdict.fault.text(), position
                     return _audited(peer, receipt, AuditVerdict.CHEATED, text, at, blamed=peer)
                 data = encode(opening)
-                if kept_bytes + len(data) <= KEPT_BYTES_MAX:
-                    evidence.openings.append(data)
+                # Where a row's layers begin is known from the rows before it: none is left out.
+                keeps = keeps and kept_bytes + len(data) <= KEPT_BYTES_MAX
+                if keeps:
+                    kept = evidence.openings if of_row == everything else evidence.cut_openings
+                    kept.append(data)
                     kept_bytes += len(data)
-        text = rows_text(len(positions), count)
-        return _audited(peer, receipt, AuditVerdict.PROVED, text)
+        seen, many = rows_seen(shown, layers), len(positions)
+        text = rows_text(many, count, seen / many)
+        found = _audited(peer, receipt, AuditVerdict.PROVED, text)
+        return found if seen == many else evolve(found, seen=seen)
 
     def _accuse(self, evidence: Evidence, opening: OpenedTrace, fault: Fault) -> None:
         pledge, receipt = opening.pledge, opening.receipt
@@ -204,3 +235,13 @@ def _audited(
 ) -> Audited:
     by = (THIS_MACHINE,)
     return Audited(peer, receipt.first, receipt.end, verdict, by, position, blamed, text)
+
+
+def _kept_bytes(evidence: Evidence) -> int:
+    return sum(map(len, (*evidence.openings, *evidence.cut_openings)))
+
+
+def _all_bytes(layer: LayerBytes, layers: int, positions: Sequence[int]) -> int:
+    """Return how many bytes a stage sends that opens all of its layers."""
+    steps = [opened_bytes(layer, layers, at, ShownLayers(0, layers, 0)) for at in positions]
+    return sum(steps) + layers * layer.cell * (positions[-1] + 1)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from p2pinfer.core.opening import PLEDGED_AS, Pledge, layer_leaf, trace_root
 from p2pinfer.core.proving import (
     CELLS_BYTES_MAX,
     AskCells,
+    AskLayers,
     AskSteps,
     CellRows,
     CellsAre,
@@ -33,6 +35,7 @@ from p2pinfer.core.proving import (
     StepsAre,
 )
 from p2pinfer.core.receipts import SIGNED_AS, BadReceipt, Receipt, Signed
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import CannotCopy, CellsCopy, EngineBusy
 from peers.receipts.signer import ReceiptSigner, SessionRecord, terms_of
@@ -45,6 +48,8 @@ from transports.identity import verify
 _log = logging.getLogger("p2pinfer.openings")
 
 OPENINGS: Final = "openings"
+LAYERS_OPENINGS: Final = "openings-2"
+"""The same, but the asker says of which layers; peers of before know only the first."""
 
 OPENING_S_MAX: Final = 60.0
 """For a channel as a whole, once its turn has come. A stage that is never idle traces its rows in
@@ -128,15 +133,16 @@ class Prover:
 
     def listen(self) -> None:
         """Answer requesters from now on."""
-        self._transport.handle(OPENINGS, self._serve)
+        self._transport.handle(OPENINGS, partial(self._serve, by_layers=False))
+        self._transport.handle(LAYERS_OPENINGS, partial(self._serve, by_layers=True))
 
-    async def _serve(self, channel: Channel) -> None:
+    async def _serve(self, channel: Channel, *, by_layers: bool) -> None:
         try:
             with trio.fail_after(ASKED_S_MAX):
                 asked = await receive(channel, AskCells)
             async with self._let_in(channel.remote):
                 with trio.fail_after(OPENING_S_MAX):
-                    await self._show(channel, asked)
+                    await self._show(channel, asked, by_layers=by_layers)
         except ChannelClosed:
             pass  # the requester has left
         except RemoteProtocolError as error:
@@ -171,7 +177,7 @@ class Prover:
         finally:
             self._askers.remove(peer)
 
-    async def _show(self, channel: Channel, asked: AskCells) -> None:
+    async def _show(self, channel: Channel, asked: AskCells, *, by_layers: bool) -> None:
         """Sign for the cells, and open the rows that the requester names then."""
         record = self._signer.find(asked.session, channel.remote)
         if record is None:
@@ -185,7 +191,7 @@ class Prover:
             await send(channel, CellsAre(shown.statement, tuple(c[0] for c in shown.chains)))
             with trio.fail_after(ASKED_S_MAX):
                 steps = await receive(channel, AskSteps)
-            await self._open(channel, shown, steps)
+            await self._open(channel, shown, steps, by_layers=by_layers)
         finally:
             copy.close()
 
@@ -240,28 +246,29 @@ class Prover:
         statement = SignedKv(body, record.seat.sign(CELLS_SIGNED_AS + body))
         return ShownCells(record, receipt, said, copy, chains, statement)
 
-    async def _open(self, channel: Channel, shown: ShownCells, asked: AskSteps) -> None:
+    async def _open(
+        self, channel: Channel, shown: ShownCells, asked: AskSteps, *, by_layers: bool
+    ) -> None:
         given = list(self._check(channel.remote, shown, asked))
         rows = []
         for position, row in given:
             again = await self.run(shown, position, row)
             rows.append(again)
-            await send(channel, self._pledge(shown, again))
-        sent = 0
-        for again in rows:
-            for layer in range(shown.said.end - shown.said.first):
-                await _send_cells(channel, shown.copy, layer, sent, again.position + 1)
-                await send(
-                    channel,
-                    StepsAre(
-                        again.position,
-                        layer,
-                        again.inputs[layer],
-                        tuple(again.steps[layer]),
-                        shown.chains[layer][again.position + 1],
-                    ),
-                )
-            sent = again.position + 1
+            await send(channel, self._pledge(shown, again, by_layers=by_layers))
+        layers = shown.said.end - shown.said.first
+        wanted = [ShownLayers(0, layers, layers).of(layers) for _ in rows]
+        if by_layers:
+            wanted = await _wanted(channel, layers, len(rows))
+        sent = [0] * layers
+        for again, of_row in zip(rows, wanted, strict=True):
+            position = again.position
+            for layer, with_cells in of_row.items():
+                if with_cells:
+                    await _send_cells(channel, shown.copy, layer, sent[layer], position + 1)
+                    sent[layer] = position + 1
+                steps = again.inputs[layer], tuple(again.steps[layer])
+                tail = shown.chains[layer][position + 1]
+                await send(channel, StepsAre(position, layer, *steps, tail))
 
     def _check(
         self, peer: PeerId, shown: ShownCells, asked: AskSteps
@@ -297,7 +304,7 @@ class Prover:
         inputs = [row, *(found[layer, Traced.OUT] for layer in layers)][:-1]
         return RowAgain(position, inputs, steps)
 
-    def _pledge(self, shown: ShownCells, row: RowAgain) -> PledgeIs:
+    def _pledge(self, shown: ShownCells, row: RowAgain, *, by_layers: bool) -> PledgeIs:
         """Sign for a row's steps.
 
         Raises:
@@ -307,7 +314,7 @@ class Prover:
         self._check_held(record, said)
         received, sent = record.witness.received, record.witness.sent
         regime, came_out = received.regime(position), self.came_out(record, row)
-        leaves = [layer_leaf(*each) for each in zip(row.inputs, row.steps, strict=True)]
+        leaves = tuple(layer_leaf(*each) for each in zip(row.inputs, row.steps, strict=True))
         body = Pledge(
             terms_of(record.opened),
             self._transport.peer_id,
@@ -326,6 +333,7 @@ class Prover:
             received.tree.path(position, said.position),
             came_out,
             sent.tree.path(position, said.position),
+            leaves if by_layers else (),
         )
 
     def came_out(self, record: SessionRecord, row: RowAgain) -> bytes:
@@ -355,6 +363,23 @@ def counted_bytes(width: int, said: Receipt) -> int:
 def own_limits() -> RateLimits:
     """Return what a requester counts for itself, to ask no stage for more than it opens."""
     return RateLimits(PEER_BYTES_MAX, 0.9 * PEER_BYTES_PER_S)  # a stage counts a little later
+
+
+async def _wanted(channel: Channel, layers: int, rows: int) -> list[dict[int, bool]]:
+    """Return of each row the layers that the requester names, and which of them show K and V.
+
+    Raises:
+        RemoteProtocolError: they are not the stage's.
+    """
+    with trio.fail_after(ASKED_S_MAX):
+        asked = await receive(channel, AskLayers)
+    try:
+        wanted = [each.of(layers) for each in asked.shown]
+    except ValueError as error:
+        raise RemoteProtocolError(channel.remote, str(error)) from error
+    if len(wanted) != rows:
+        raise RemoteProtocolError(channel.remote, "it names layers of other rows")
+    return wanted
 
 
 async def _send_cells(channel: Channel, copy: CellsCopy, layer: int, first: int, end: int) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from p2pinfer.bench.decode import PROMPT
 from p2pinfer.core.errors import UnsupportedModel
-from p2pinfer.core.opening import BadOpening, check_roots, check_signed, check_whole, decode, encode
+from p2pinfer.core.opening import BadOpening, check_roots, check_shown, check_signed, decode, encode
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.verdict import Verdict, judge_row
 from p2pinfer.engine.gguf.model_header import default_model_path
@@ -243,7 +243,7 @@ def _opened(
                 opening = decode(data)
                 check_signed(opening, verify)
                 check_roots(opening)
-                check_whole(opening)
+                check_shown(opening, dict.fromkeys(range(len(model.keys)), True))
             except BadOpening as error:
                 yield position, regime, str(error)
             else:
