@@ -47,10 +47,11 @@ from p2pinfer.core.trust import (
     rows_text,
 )
 from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
+from peers.audits.patience import Patience
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
-from peers.receipts.openings import AskedRow, open_cells
-from peers.receipts.prover import counted_bytes, own_limits
+from peers.receipts.openings import AskedRow, OpensTooLate, open_cells
+from peers.receipts.prover import RETRY_MS, counted_bytes, own_limits
 from peers.receipts.session_evidence import Evidence
 from peers.steps.limits import ROW_TYPE
 from peers.steps.messaging import RefusedError
@@ -60,6 +61,9 @@ _log = logging.getLogger("p2pinfer.openings")
 
 KEPT_BYTES_MAX: Final = 16 << 20
 """Of openings that are kept for an answer's certificate."""
+
+CELLS_BYTES_COPIED: Final = 32 << 20
+"""Of a session, that every engine copies; it may have grown by half since its stages signed."""
 
 _DRAWN_BY: Final = b"p2pinfer 1 rows to prove\0"
 
@@ -91,6 +95,7 @@ class Inspector:
         self._transport, self._judge, self._serving = transport, judge, serving
         self._on_fraud, self._on_failed, self._run = on_fraud, on_failed, run
         self._asked = own_limits()
+        self._patience = Patience()
 
     def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:
         """Return which stages to prove beside those that are run again, as ``choose_audits``."""
@@ -120,35 +125,65 @@ class Inspector:
         if not self._judge.covers(layers):
             return Unproved(peer, receipt.first, receipt.end, self._judge.lacks(layers))
         width = len(evidence.witness.received.open(0, 1).rows) // np.dtype(ROW_TYPE).itemsize
-        if not self._asked.spend(peer, trio.current_time(), counted_bytes(width, receipt)):
+        size = counted_bytes(width, receipt)
+        if not self._asked.spend(peer, trio.current_time(), size):
             why = "it opened as many rows for this machine just now as it does for anybody"
             return Unproved(peer, receipt.first, receipt.end, why)
         found: Audited | str
         try:
-            found = await self._prove(evidence, index, receipt)
+            layer = await self._judge.layer_bytes(receipt.first)
+            try:
+                found = await self._prove(evidence, index, receipt, layer)
+            except RefusedError as error:
+                if not await self._comes_back(error, size):
+                    raise
+                found = await self._prove(evidence, index, receipt, layer)
         except (BadOpening, RemoteProtocolError) as error:
             if not isinstance(error, RemoteProtocolError) or error.peer == peer:
                 return _audited(peer, receipt, AuditVerdict.NOT_OPENED, str(error), blamed=peer)
             found = f"the stage before it did not open its rows: {error}"
         except PeerUnavailable as error:  # or it knows no openings
             found = str(error)
+            if isinstance(error, OpensTooLate) and self._patience.is_tried(peer):
+                self._on_failed(error)
         except RefusedError as error:
             found = f"it refused: {error.refused.text}"
-            # The stage before it may have opened another row than it sent.
-            if index == 0 or error.refused.code is not Refusal.BAD_REQUEST:
-                self._on_failed(error)
+            if not self._is_excused(error, index, receipt, layer):
+                self._on_failed(PeerUnavailable(error.peer, f"it opens no rows: {error}"))
         except P2pinferError as error:
             found = str(error)
         if isinstance(found, Audited):
+            self._patience.opened(peer, receipt.numerics)
             return found
         _log.info("%s was not proved: %s", peer, found)
         return Unproved(peer, receipt.first, receipt.end, found)
 
-    async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | str:
+    async def _comes_back(self, no: RefusedError, size: int) -> bool:
+        """Wait as long as a busy stage says; return whether to ask it again."""
+        refused = no.refused
+        if refused.code is not Refusal.BUSY or not 0 < refused.retry_ms <= RETRY_MS:
+            return False
+        await trio.sleep(refused.retry_ms / 1000)
+        return self._asked.spend(no.peer, trio.current_time(), size)
+
+    def _is_excused(
+        self, no: RefusedError, index: int, receipt: Receipt, layer: LayerBytes
+    ) -> bool:
+        """Return whether an honest stage may have to refuse so."""
+        code = no.refused.code
+        if code is Refusal.BAD_REQUEST:  # the stage before may have opened another row than it sent
+            return index > 0
+        cells = layer.cell * receipt.position * (receipt.end - receipt.first)
+        return self._patience.may_refuse(
+            no.peer, code, receipt.numerics, is_long=cells > CELLS_BYTES_COPIED
+        )
+
+    async def _prove(
+        self, evidence: Evidence, index: int, receipt: Receipt, layer: LayerBytes
+    ) -> Audited | str:
         stage, count = evidence.stages[index], receipt.position
         peer, kept_bytes = stage.hop.peer, _kept_bytes(evidence)
         positions, layers = choose_rows(evidence.nonce, receipt), receipt.end - receipt.first
-        layer = await self._judge.layer_bytes(receipt.first)
         shown = choose_layers(evidence.nonce, receipt, positions, layer)
         everything = ShownLayers(0, layers, layers)
         is_cut = any(each != everything for each in shown)

@@ -47,6 +47,10 @@ CELLS_S_MAX: Final = TURN_S_MAX + OPENING_S_MAX
 """For a stage to sign for its cells: it may have others to serve first."""
 
 
+class OpensTooLate(PeerUnavailable):
+    """A stage took longer for its rows than anybody waits."""
+
+
 @frozen
 class AskedRow:
     """A row that a stage received, as on the wire, and the regime that it ran in."""
@@ -227,7 +231,8 @@ async def open_cells(
         by_layers: some of its layers will be named. A stage of before opens all of them.
 
     Raises:
-        PeerUnavailable: it cannot be reached, takes too long, or knows no openings.
+        PeerUnavailable: it cannot be reached, or knows no openings.
+        OpensTooLate: it takes too long.
         RefusedError: it says why not, and when to come back.
         RemoteProtocolError: it did not sign for what it was asked.
     """
@@ -268,7 +273,7 @@ def _in_time(hop: Hop) -> Iterator[None]:
         with trio.fail_after(CELLS_S_MAX):
             yield
     except trio.TooSlowError:
-        raise PeerUnavailable(hop.peer, "it took too long to open its rows") from None
+        raise OpensTooLate(hop.peer, "it took too long to open its rows") from None
 
 
 def _size(said: StepsAre) -> int:

@@ -76,6 +76,10 @@ ALL_BYTES_MAX: Final = 8 * PEER_BYTES_MAX
 ALL_BYTES_PER_S: Final = 15 * PEER_BYTES_PER_S
 """Of cells shown to anybody: each byte is read, hashed and sent."""
 
+READS_AT_ONCE: Final = 8
+"""Layers whose cells are asked of an engine together: each answer waits for a decode of others, and
+forty in a row took a busy stage longer than a minute."""
+
 RETRY_MS: Final = 15_000
 """When to come back: few channels take longer."""
 
@@ -237,10 +241,12 @@ class Prover:
     async def _commit(
         self, record: SessionRecord, receipt: Signed, said: Receipt, copy: CellsCopy
     ) -> ShownCells:
-        chains = []
-        for layer in range(said.end - said.first):
-            keys, values = await copy.read(layer, 0, said.position)
-            chains.append(await self._in_thread(tails, keys, values, said.position))
+        chains: list[list[bytes]] = []
+        layers = said.end - said.first
+        for at in range(0, layers, READS_AT_ONCE):
+            some = range(at, min(at + READS_AT_ONCE, layers))
+            cells = await _read(copy, [(layer, 0, said.position) for layer in some])
+            chains += [await self._in_thread(tails, *each, said.position) for each in cells]
         root = kv_root(said.position, [chain[0] for chain in chains])
         body = KvStatement(blake3(receipt.body).digest(), root).body()
         statement = SignedKv(body, record.seat.sign(CELLS_SIGNED_AS + body))
@@ -262,13 +268,18 @@ class Prover:
         sent = [0] * layers
         for again, of_row in zip(rows, wanted, strict=True):
             position = again.position
-            for layer, with_cells in of_row.items():
-                if with_cells:
-                    await _send_cells(channel, shown.copy, layer, sent[layer], position + 1)
-                    sent[layer] = position + 1
-                steps = again.inputs[layer], tuple(again.steps[layer])
-                tail = shown.chains[layer][position + 1]
-                await send(channel, StepsAre(position, layer, *steps, tail))
+            of_layers = list(of_row.items())
+            for at in range(0, len(of_layers), READS_AT_ONCE):
+                some = of_layers[at : at + READS_AT_ONCE]
+                due = [(layer, sent[layer], position + 1) for layer, has_cells in some if has_cells]
+                cells = iter(await _read(shown.copy, due))
+                for layer, has_cells in some:
+                    if has_cells:
+                        await _send_cells(channel, layer, position + 1 - sent[layer], *next(cells))
+                        sent[layer] = position + 1
+                    steps = again.inputs[layer], tuple(again.steps[layer])
+                    tail = shown.chains[layer][position + 1]
+                    await send(channel, StepsAre(position, layer, *steps, tail))
 
     def _check(
         self, peer: PeerId, shown: ShownCells, asked: AskSteps
@@ -382,10 +393,33 @@ async def _wanted(channel: Channel, layers: int, rows: int) -> list[dict[int, bo
     return wanted
 
 
-async def _send_cells(channel: Channel, copy: CellsCopy, layer: int, first: int, end: int) -> None:
+async def _read(
+    copy: CellsCopy, wanted: Sequence[tuple[int, int, int]]
+) -> list[tuple[bytes, bytes]]:
+    """Read the cells of several layers, from a position to another, in one turn of the engine.
+
+    Raises:
+        EngineError: as ``CellsCopy.read``.
+    """
+    found: dict[int, tuple[bytes, bytes]] = {}
+    failed: list[EngineError] = []
+
+    async def read(number: int, layer: int, first: int, end: int) -> None:
+        try:
+            found[number] = await copy.read(layer, first, end)
+        except EngineError as error:
+            failed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number, each in enumerate(wanted):
+            nursery.start_soon(read, number, *each)
+    if failed:
+        raise failed[0]
+    return [found[number] for number in range(len(wanted))]
+
+
+async def _send_cells(channel: Channel, layer: int, count: int, keys: bytes, values: bytes) -> None:
     """Send K and V rows, in messages that hold as many as they may."""
-    keys, values = await copy.read(layer, first, end)
-    count = end - first
     wide, deep = len(keys) // count, len(values) // count
     step = max(CELLS_BYTES_MAX // max(wide, deep), 1)
     for at in range(0, count, step):
