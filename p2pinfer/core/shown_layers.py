@@ -27,7 +27,7 @@ home line that sends 1 MB/s takes eight seconds for four of them."""
 SHORT_POSITIONS: Final = 200
 """Beyond these an opening may be longer in proportion: K and V of one layer are."""
 
-ROW_BYTES_CEILING: Final = OPENED_BYTES_MAX // ROWS_PROVEN
+LONG_ROW_BYTES_MAX: Final = OPENED_BYTES_MAX // ROWS_PROVEN
 """However long the session is: a requester takes no more on one channel."""
 
 _FIXED_BYTES: Final = 4096
@@ -97,7 +97,7 @@ def bytes_of(key: LayerKey, shape: LayerShape) -> LayerBytes:
 def row_bytes_max(position: int) -> int:
     """Return how long the opening of a row may be, unless ``least_bytes`` is more."""
     allowed = ROW_BYTES_MAX * max(position + 1, SHORT_POSITIONS) // SHORT_POSITIONS
-    return min(allowed, ROW_BYTES_CEILING)
+    return min(allowed, LONG_ROW_BYTES_MAX)
 
 
 def opened_bytes(layer: LayerBytes, layers: int, position: int, shown: ShownLayers) -> int:
@@ -113,7 +113,7 @@ def choose_layers(
 
     As many layers as ``row_bytes_max`` allows show K and V, and at least one more shows its steps,
     so that what lies between them is seen as well. At least one layer and the next are shown,
-    unless they alone are longer than ``ROW_BYTES_CEILING``: then no K and V are.
+    unless they alone are longer than ``LONG_ROW_BYTES_MAX``: then no K and V are.
 
     Args:
         nonce: the requester's, 32 bytes.
@@ -184,7 +184,7 @@ def _fitting(start: int, layers: int, position: int, layer: LayerBytes) -> Shown
     cells = min(cells, layers - 1)
     if not cells:
         least = ShownLayers(start, min(2, layers), 1)
-        if opened_bytes(layer, layers, position, least) <= ROW_BYTES_CEILING:
+        if opened_bytes(layer, layers, position, least) <= LONG_ROW_BYTES_MAX:
             return least
         return ShownLayers(start, min(max(1 + left // layer.steps, 2), layers), 0)
     more = (left - cells * (layer.steps + layer.cell * (position + 1))) // layer.steps

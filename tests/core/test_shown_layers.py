@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pinfer.core.opening import OpenedTrace, check_roots, check_shown, encode
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.shown_layers import (
-    ROW_BYTES_CEILING,
+    LONG_ROW_BYTES_MAX,
     LayerBytes,
     ShownLayers,
     choose_layers,
@@ -66,7 +66,7 @@ def test_no_opening_is_longer_than_its_row_may_be(
         size = opened_bytes(layer, layers, position, shown)
         least = opened_bytes(layer, layers, position, ShownLayers(0, min(2, layers), 1))
         assert size <= max(row_bytes_max(position), least)
-        assert size <= ROW_BYTES_CEILING or not shown.cells
+        assert size <= LONG_ROW_BYTES_MAX or not shown.cells
         of_layers = shown.of(layers)
         assert len(of_layers) == shown.steps
         assert sum(of_layers.values()) == shown.cells

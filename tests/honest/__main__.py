@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from p2pinfer.bench.decode import PROMPT
@@ -29,7 +28,7 @@ from p2pinfer.core.opening import BadOpening, check_roots, check_shown, check_si
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.verdict import Verdict, judge_row
 from p2pinfer.engine.gguf.model_header import default_model_path
-from p2pinfer.engine.llama.binding import Settings, Slice
+from p2pinfer.engine.llama.binding import Settings, Slice, api
 from tests.support.openings import Floats, Known, Session, known
 from tests.support.tiny_models import TINY, tiny_model
 from transports.identity import verify
@@ -127,7 +126,7 @@ class Found:
 
     def report(self, seed: int, seconds: float) -> dict[str, Any]:
         """Return what is printed."""
-        system = llama_cpp.llama_print_system_info().decode()
+        system = api.llama_print_system_info().decode()
         return {
             "seed": seed,
             "kernels": [each.strip() for each in system.split("|") if "= 1" in each],
