@@ -154,8 +154,8 @@ def odds(rows: "Sequence[ObservedPeer]") -> list[str]:
     for row in rows:
         name, proved = f"…{row.said.peer[-6:]}", row.proved
         if proved and proved.rows:
-            rows = round(proved.rows, 1)  # of some only a part of the layers
-            opened = f"{int(rows):,}" if rows == int(rows) else f"{rows:,}"
+            count = round(proved.rows, 1)  # of some only a part of the layers
+            opened = f"{int(count):,}" if count == int(count) else f"{count:,}"
             found.append(
                 f"{name}: of the {proved.of_rows:,} rows that it computed in checked answers,"
                 f" {opened} were opened to this machine and every step of them held; were a"

@@ -25,7 +25,7 @@ from p2pinfer.core.traced import Traced
 from p2pinfer.core.trust import ROWS_PROVEN, caught_by
 from p2pinfer.core.witness import Rows
 from peers.audits.inspector import choose_rows
-from tests.support.openings import opened
+from tests.support.openings import cut_to_layers, opened
 from tests.support.proofs import RECEIPT
 
 SMALL = LayerBytes(row=2304, steps=38_400, cell=768)
@@ -168,13 +168,7 @@ def traces(
         whole = opened(
             received, sent, computed, position=position, count=count, regime=Regime.NARROW
         )
-        kept_layers = tuple(
-            whole.layers[number]
-            if has
-            else evolve(whole.layers[number], keys=b"", values=b"", tail=bytes(32))
-            for number, has in each.of(layers).items()
-        )
-        found.append(evolve(whole, layers=kept_layers))
+        found.append(cut_to_layers(whole, each))
     return found
 
 
