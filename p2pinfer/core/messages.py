@@ -81,7 +81,15 @@ from p2pinfer.core.manifest import (
     MANIFEST_BYTES_MAX,
     PART_BYTES_MAX,
 )
-from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
+from p2pinfer.core.proving import (
+    AskCells,
+    AskLayers,
+    AskSteps,
+    CellRows,
+    CellsAre,
+    PledgeIs,
+    StepsAre,
+)
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.statement import Owe, Owed, Vouch
@@ -471,6 +479,7 @@ Message = (
     | AskCells
     | CellsAre
     | AskSteps
+    | AskLayers
     | PledgeIs
     | CellRows
     | StepsAre

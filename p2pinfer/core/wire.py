@@ -13,6 +13,7 @@ from attrs import astuple, fields, has
 from p2pinfer.core.advertisement import Heard, State
 from p2pinfer.core.learning import Kind
 from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Opened, Refusal, Step
+from p2pinfer.core.proving import PledgeIs
 from p2pinfer.core.regimes import on_wire
 from p2pinfer.core.statement import Statement
 
@@ -73,6 +74,13 @@ def _of_statement(said: Statement) -> tuple[Any, ...]:
     return values if said.sent or said.kept else values[:-2]
 
 
+def _of_pledge(said: PledgeIs) -> tuple[Any, ...]:
+    """Leave out leaves where all layers follow: peers of before, which ask for all, reject them."""
+    path, sent_path = said.received_path, said.sent_path
+    values = said.position, said.body, said.signature, path, said.sent, sent_path
+    return (*values, said.leaves) if said.leaves else values
+
+
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
     return heard.body, heard.signature, heard.age_ms
 
@@ -96,6 +104,7 @@ for _flat, _of in _FLAT.items():
     _converter.register_unstructure_hook(_flat, _of)
 _converter.register_unstructure_hook(Open, _of_open)
 _converter.register_unstructure_hook(Opened, _of_opened)
+_converter.register_unstructure_hook(PledgeIs, _of_pledge)
 _converter.register_unstructure_hook(Statement, _of_statement)
 for _enum in (Dtype, Refusal, State, Kind):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))

@@ -30,7 +30,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
-from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
+from p2pinfer.engine.gguf.bare_ends import LAYERS_BEFORE_KEY, LAYERS_KEY
 from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.llama.ggml import Ggml
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
@@ -182,8 +182,7 @@ class Slice:
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._rows_into = _rows_into(self._model)
-        node = _out_of_layer(self._model)
-        self._nodes = [f"{node}-{layer}".encode() for layer in range(self.layers)]
+        self._nodes = _outs_of_layers(self._model, self.layers)
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             if self._owns_model:
@@ -781,10 +780,15 @@ def _rows_into(model: Any) -> bytes:
     return rules.rows_into.encode() if rules and rules.rows_into else b""
 
 
-def _out_of_layer(model: Any) -> str:
-    """Name the nodes behind layers, without their numbers."""
+def _outs_of_layers(model: Any, layers: int) -> list[bytes]:
+    """Name the nodes behind layers, from a slice's own first on."""
     rules = RULES.get(_said(model, "general.architecture"))
-    return rules.out_of_layer if rules else "l_out"
+    node = rules.out_of_layer if rules else "l_out"
+    if rules and rules.out_of_last:
+        names = [*(f"{node}-{layer}" for layer in range(1, layers)), rules.out_of_last]
+    else:
+        names = [f"{node}-{layer}" for layer in range(layers)]
+    return [name.encode() for name in names[int(_said(model, LAYERS_BEFORE_KEY) or 0) :]]
 
 
 def _said(model: Any, key: str) -> str:
