@@ -194,9 +194,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         notify_owner(swarm, hooks.say, options.announce)
-        directory.listen()
-        directory.look_at(options.here)  # so that who finds one of them finds all
-        options.here.extend(transport.own_addresses[:1])
+        _listen(swarm, options.here)
         if options.model:
             me = transport.peer_id
             find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
@@ -238,6 +236,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
+
+
+def _listen(swarm: SwarmConnection, here: list[str]) -> None:
+    """Answer others; know this machine's other peers, so that who finds one of them finds all."""
+    swarm.directory.listen()
+    swarm.directory.look_at(here)
+    here.extend(swarm.transport.own_addresses[:1])
 
 
 def _listen_for_parts(transport: Transport, store: Store, tally: Tally) -> KeepServer:
