@@ -9,7 +9,7 @@ rate of false alarms.
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from p2pinfer.bench.cheats import CHEATER, CheatWorld, open_world
 from p2pinfer.bench.false_rows import FalseRows, find_false
 from p2pinfer.bench.layer_homes import LayerHomes
 from p2pinfer.bench.opened_zoo import OPENED_ZOO, OpenedCheat
+from p2pinfer.bench.trials import Trial, TrialFile, summary
 from p2pinfer.core.errors import EngineError, PeerError, PeerUnavailable
 from p2pinfer.core.fraud import FraudProof, to_sign
 from p2pinfer.core.ids import PeerId, SessionId
@@ -204,6 +205,7 @@ async def proofs_bench(
     seed: int,
     tell: Callable[[str], None],
     zoo: Iterable[OpenedCheat] = OPENED_ZOO,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench proofs`` prints.
 
@@ -214,18 +216,27 @@ async def proofs_bench(
         seed: of prompts, keys and rows.
         tell: gets progress messages.
         zoo: the cheats to try.
+        kept: a file of trials; those that are in it are not made again, others are added.
+
+    Raises:
+        UserError: the file is about something else, or cannot be written.
     """
     async with open_world(model, seed) as world:
+        trials_of = TrialFile(kept, world.model.id, seed)
         inspecting = Inspecting(world, model, seed)
         honest = await _honest(inspecting, openings)
         tell(f"{honest['openings']} rows of honest stages, {honest['false_alarms']} alarms")
         cheats, zoo = [], list(zoo)
         for done, cheat in enumerate(zoo, 1):
-            cheats.append(found := await _try(world, inspecting, cheat, trials))
+            found = trials_of.held(cheat.name)[:trials]
+            for number in range(len(found), trials):
+                found.append(await _try(world, inspecting, cheat, number))
+                trials_of.add(found[-1])
+            cheats.append(line := summary(found))
             tell(
-                f"{done}/{len(zoo)} {cheat.name}: caught {found['caught']} of {found['of']}, the"
-                f" right stage named {found['right_stage_named']}, the layer"
-                f" {found['right_layer_named']}, proven {found['proven_by_that_layer_alone']}"
+                f"{done}/{len(zoo)} {cheat.name}: caught {line['caught']} of {line['of']}, the"
+                f" right stage named {line['right_stage_named']}, the layer"
+                f" {line['right_layer_named']}, proven {line['proven_by_that_layer_alone']}"
             )
         return {
             "trials": trials,
@@ -261,39 +272,25 @@ async def _honest(inspecting: Inspecting, least: int) -> dict[str, Any]:
     }
 
 
-async def _try(
-    world: CheatWorld, inspecting: Inspecting, cheat: OpenedCheat, trials: int
-) -> dict[str, Any]:
+async def _try(world: CheatWorld, inspecting: Inspecting, cheat: OpenedCheat, number: int) -> Trial:
     hop = world.route[CHEATER]
     cheats = {hop.peer}
     if cheat.cheat.colludes:
         cheats.add(world.route[CHEATER - 1].peer)
-    named = None if cheat.layer is None else range(hop.first, hop.end)[cheat.layer]
-    found = [await inspecting.answer(number, cheat) for number in range(trials)]
-    caught = [each for each in found if cheats & each.faults.keys()]
-    accused = [(peer, text) for each in found for peer, text in each.faults.items()]
-    return {
-        "cheat": cheat.name,
-        "caught": len(caught),
-        "of": trials,
-        "caught_more_often_than": round(0.05 ** (1 / trials), 3) if len(caught) == trials else None,
-        "right_stage_named": sum(cheats >= each.faults.keys() for each in caught),
-        "right_layer_named": None
-        if named is None
-        else sum(each.layers.get(hop.peer) == named for each in caught),
-        "proven_by_that_layer_alone": sum(bool(each.proven.get(hop.peer)) for each in found),
-        "layers_in_a_proof": max((each.proven.get(hop.peer, 0) for each in found), default=0),
-        "by": sorted({text for peer, text in accused if peer in cheats}),
-        "said_of_honest_stages": sorted({text for peer, text in accused if peer not in cheats}),
-        "false_rows": _measured([each.false_rows for each in found if each.false_rows]),
-    }
-
-
-def _measured(found: Sequence[FalseRows]) -> dict[str, Any]:
-    """Describe the trials in which least was false."""
-    return {
-        "answers_without": sum(not each.false for each in found),
-        "least_percent": round(min(100 * each.false / each.rows for each in found), 1),
-        "least_apart": float(f"{min(each.apart for each in found):.2g}"),
-        "missed_with_a_chance_up_to": float(f"{max(each.missed for each in found):.2g}"),
-    }
+    found = await inspecting.answer(number, cheat)
+    assert found.false_rows
+    caught = bool(cheats & found.faults.keys())
+    named = None
+    if cheat.layer is not None:
+        named = found.layers.get(hop.peer) == range(hop.first, hop.end)[cheat.layer]
+    return Trial(
+        cheat.name,
+        number,
+        caught,
+        caught and cheats >= found.faults.keys(),
+        named,
+        found.proven.get(hop.peer, 0),
+        [text for peer, text in found.faults.items() if peer in cheats],
+        [text for peer, text in found.faults.items() if peer not in cheats],
+        found.false_rows,
+    )
