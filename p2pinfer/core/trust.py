@@ -131,15 +131,25 @@ class Trust:
         """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
         An audit replays all of a stage's work, so it finds any cheat in it: a stage that cheated
-        in this answer was caught with probability ``rate``. Where stages opened rows instead, or
-        besides, one of these must be false.
+        in this answer was caught with probability ``rate``. A stage that nobody could run again
+        opened rows instead, and one of these must be false; others opened rows besides. What is
+        told is the chance where it is least: of a stage that could be neither run again nor proved
+        it is 0.
         """
+        if self._unseen:
+            return 0.0
         looks = -(-self.positions // CHECKPOINT_POSITIONS)
-        opened = 1 - (1 - 1 / one_in) ** ROWS_PROVEN if self.has_proofs else 0.0
-        if self.has_proofs:
-            looks = min(looks, ROWS_PROVEN)
-        missed = 1 - self.rate * (1 - (1 - 1 / one_in) ** looks)
-        return float(1 - missed * (1 - self.proof_rate * opened))
+        replayed = self.rate * (1 - (1 - 1 / one_in) ** looks)
+        if not self.has_proofs:
+            return replayed
+        opened = chance_of_rows(1 / one_in)
+        alone = (1 - (1 - self.rate) * (1 - self.proof_rate)) * opened
+        return min(alone, 1 - (1 - replayed) * (1 - self.proof_rate * opened))
+
+    @property
+    def _unseen(self) -> list[Audited]:
+        """Stages that were to be run again, which nobody could, and that opened no rows either."""
+        return [each for each in self.audits if each.verdict is AuditVerdict.NOT_REPLAYED]
 
     @property
     def has_proofs(self) -> bool:
@@ -156,8 +166,13 @@ class Trust:
             return f"NOT TRUSTED: {'; '.join(each.line() for each in failed)}"
         one = "the one peer signed for its part"
         signed = one if self.stages == 1 else f"all {self.stages} peers signed for their part"
-        audits = "; ".join(each.in_short() for each in self.audits)
-        return f"checked: {signed}; {audits or self._why_none()}"
+        audits = [each.in_short() for each in self.audits] or [self._why_none()]
+        if self.has_proofs:
+            audits.append(
+                "a peer with a tenth of its rows false is caught by that with a chance of"
+                f" {100 * chance_of_rows(0.1):.0f} %"
+            )
+        return f"checked: {'; '.join([signed, *audits])}"
 
     def _why_none(self) -> str:
         if not self.rate:
@@ -175,12 +190,15 @@ class Trust:
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
         found += [each.line() for each in self.unproved]
-        if self.has_proofs:
-            one, ten = (100 * (1 - (1 - part) ** ROWS_PROVEN) for part in (0.5, 0.1))
+        if self._unseen:
+            names = ", ".join(short(each.peer) for each in self._unseen)
+            found.append(f"Nobody could check what {names} computed: a cheat there is not noticed.")
+        elif self.has_proofs:
+            half, tenth = (100 * chance_of_rows(part) for part in (0.5, 0.1))
             found.append(
-                f"Rows are proved as a spot check: a peer that computes each row falsely is caught"
-                f" by it, one that computes half of them so with {one:.0f} %, a tenth with"
-                f" {ten:.0f} %."
+                "Rows are proved as a spot check: a peer whose rows are all false is caught by it,"
+                f" one with half of them false with a chance of {half:.0f} %, with a tenth of them"
+                f" {tenth:.0f} %."
             )
         elif self.rate:
             share = share_text(self.rate)
@@ -248,6 +266,11 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
         if int.from_bytes(draw, "little") < rate * 2**64:
             chosen.append(index)
     return chosen
+
+
+def chance_of_rows(share: float, opened: int = ROWS_PROVEN) -> float:
+    """Return how likely one of the rows that a stage opens is false, if a share of all rows is."""
+    return float(1 - (1 - share) ** opened)
 
 
 def rows_text(opened: int, count: int) -> str:

@@ -17,7 +17,7 @@ from p2pinfer.core.opening import (
     decode,
 )
 from p2pinfer.core.receipts import BadReceipt
-from p2pinfer.core.trust import short
+from p2pinfer.core.trust import chance_of_rows, short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.proof_keys import judge_of
@@ -101,7 +101,9 @@ async def _check_stage(
         if verdict.fault:
             return result(False, f"{verdict.fault.text()}, at position {each.pledge.position}")
     rows = ", ".join(map(str, positions))
-    return result(True, f"every step of its rows {rows} holds")
+    chance = 100 * chance_of_rows(0.1, len(positions))
+    odds = f"if a tenth of all its rows were false, one of these is with a chance of {chance:.0f} %"
+    return result(True, f"every step of its rows {rows} holds; {odds}")
 
 
 async def check_accusation(found: FraudProof, store: Store) -> tuple[bool | None, str]:
