@@ -120,7 +120,11 @@ class Inspecting:
         found, evidence, count = Inspection(), session.evidence, len(session.tokens)
         assert evidence
         if cheats:
-            found.false_rows = await self._false_rows(evidence.terms.session, count)
+            try:
+                found.false_rows = await self._false_rows(evidence.terms.session, count)
+            except LookupError:
+                found.lost = "a stage no longer holds the session"
+                return found
         if broken := await evidence.settle(count):
             found.lost = f"position {broken.position}: {broken.text}"
             return found
@@ -187,8 +191,8 @@ class Inspecting:
             world.signers[at].find(session, world.transport.peer_id)
             for at in (CHEATER - 1, CHEATER)
         )
-        assert before
-        assert record
+        if before is None or record is None:
+            raise LookupError
         return await find_false(record, before, world.auditors[record.opened.first], count)
 
     def _read(self, tensor: Tensor) -> bytes:
