@@ -9,6 +9,7 @@ from p2pinfer.cli.bench_cheats import cheats, proofs
 from p2pinfer.cli.bench_learn import learn
 from p2pinfer.cli.bench_membership import membership
 from p2pinfer.cli.bench_report import print_report
+from p2pinfer.cli.bench_rpc import rpc
 from p2pinfer.cli.bench_storage import storage
 from p2pinfer.cli.bench_sums import sums
 from p2pinfer.cli.machine_options import SESSIONS_MAX
@@ -27,7 +28,7 @@ app = App(
     help="Run a benchmark and print its result as JSON.",
     help_format="plaintext",
 )
-for _command in (cheats, learn, membership, proofs, storage, sums):
+for _command in (cheats, learn, membership, proofs, rpc, storage, sums):
     app.command(_command)
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks print."""
+"""What the verbs of ``p2pinfer bench`` print."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
-    """Run the benchmark and print its report, on one line if ``as_json``."""
+    """Run a benchmark and print its report, on one line if ``as_json``."""
     from p2pinfer.cli.terminal import Spinner
 
     done = Spinner("Measuring …")

@@ -154,10 +154,12 @@ def odds(rows: "Sequence[ObservedPeer]") -> list[str]:
     for row in rows:
         name, proved = f"…{row.said.peer[-6:]}", row.proved
         if proved and proved.rows:
+            count = round(proved.rows, 1)  # of some only a part of the layers
+            opened = f"{int(count):,}" if count == int(count) else f"{count:,}"
             found.append(
                 f"{name}: of the {proved.of_rows:,} rows that it computed in checked answers,"
-                f" {proved.rows:,} were opened to this machine, and every step of them held; if a"
-                " tenth of its rows had been false, it would have been caught with a chance of"
+                f" {opened} were opened to this machine, and every step of them held; if a tenth"
+                " of its rows had been false, it would have been caught with a chance of"
                 f" {100 * proved.chance:.0f} %"
             )
         if proved and proved.why_not:

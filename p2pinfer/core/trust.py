@@ -60,6 +60,14 @@ class Audited:
     blamed: PeerId | None = None
     """The peer at fault: the stage, the one before it, or an auditor that lied."""
     text: str = ""
+    seen: float | None = None
+    """In how many of the opened rows any one layer was seen, on average; None: in all of them."""
+
+    def rows_seen(self, positions: int) -> float:
+        """Return in how many opened rows any one layer was seen, of so many rows in all."""
+        if self.verdict is not AuditVerdict.PROVED:
+            return 0.0
+        return min(ROWS_PROVEN, positions) if self.seen is None else self.seen
 
     @property
     def is_by_steps(self) -> bool:
@@ -142,7 +150,7 @@ class Trust:
         replayed = self.rate * (1 - (1 - 1 / one_in) ** looks)
         if not self.has_proofs:
             return replayed
-        opened = chance_of_rows(1 / one_in)
+        opened = caught_by(self._seen, 1 / one_in)
         alone = (1 - (1 - self.rate) * (1 - self.proof_rate)) * opened
         return min(alone, 1 - (1 - replayed) * (1 - self.proof_rate * opened))
 
@@ -155,6 +163,12 @@ class Trust:
     def has_proofs(self) -> bool:
         """Whether some stage opened rows."""
         return any(each.verdict is AuditVerdict.PROVED for each in self.audits)
+
+    @property
+    def _seen(self) -> float:
+        """In how many opened rows any one layer was seen, of the stage where that is least."""
+        found = (each.rows_seen(self.positions) for each in self.audits)
+        return min((rows for rows in found if rows), default=0.0)
 
     def line(self) -> str:
         """Return the result in one line."""
@@ -169,8 +183,8 @@ class Trust:
         audits = [each.in_short() for each in self.audits] or [self._why_none()]
         if self.has_proofs:
             audits.append(
-                "a peer with a tenth of its rows false is caught by that with a chance of"
-                f" {100 * chance_of_rows(0.1):.0f} %"
+                "a peer with a tenth of its rows false in one layer is caught by that with a chance"
+                f" of {100 * caught_by(self._seen, 0.1):.0f} %"
             )
         return f"checked: {'; '.join([signed, *audits])}"
 
@@ -194,12 +208,7 @@ class Trust:
             names = ", ".join(short(each.peer) for each in self._unseen)
             found.append(f"Nobody could check what {names} computed: a cheat there is not noticed.")
         elif self.has_proofs:
-            half, tenth = (100 * chance_of_rows(part) for part in (0.5, 0.1))
-            found.append(
-                "Rows are proved as a spot check: a peer whose rows are all false is caught by it,"
-                f" one with half of them false with a chance of {half:.0f} %, with a tenth of them"
-                f" {tenth:.0f} %."
-            )
+            found.append(self._odds())
         elif self.rate:
             share = share_text(self.rate)
             whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
@@ -211,6 +220,20 @@ class Trust:
         else:
             found.append("No peer is run again, so a peer that cheated here was not caught.")
         return found
+
+    def _odds(self) -> str:
+        every, half, tenth = (100 * caught_by(self._seen, part) for part in (1.0, 0.5, 0.1))
+        if every == 100:
+            return (
+                "Rows are proved as a spot check: a peer whose rows are all false is caught by it,"
+                f" one with half of them false with a chance of {half:.0f} %, with a tenth of them"
+                f" {tenth:.0f} %."
+            )
+        return (
+            "Rows are proved as a spot check of some layers: a peer whose rows are all false in a"
+            f" single layer is caught by it with a chance of {every:.0f} %, one with half of them"
+            f" false with {half:.0f} %, with a tenth of them {tenth:.0f} %."
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -238,6 +261,7 @@ class Trust:
                     "position": each.position,
                     "blamed": each.blamed,
                     "text": each.text,
+                    "rows_seen": round(each.rows_seen(self.positions), 2),
                 }
                 for each in self.audits
             ],
@@ -268,14 +292,22 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
     return chosen
 
 
-def chance_of_rows(share: float, opened: int = ROWS_PROVEN) -> float:
-    """Return how likely one of the rows that a stage opens is false, if a share of all rows is."""
-    return float(1 - (1 - share) ** opened)
+def caught_by(seen: float, part: float) -> float:
+    """Return how likely opened rows show a peer that lies in one layer of a part of its rows.
+
+    Args:
+        seen: in how many opened rows that layer is seen, on average: as many, or one more.
+        part: of the rows that are false, wherever they are.
+    """
+    whole = int(seen)
+    missed: float = (1 - part) ** whole * (1 - (seen - whole) * part)
+    return 1 - missed
 
 
-def rows_text(opened: int, count: int) -> str:
-    """Return how many rows a stage opened, of how many."""
-    return f"{opened} of {count} rows"
+def rows_text(opened: int, count: int, share: float = 1.0) -> str:
+    """Return how many rows a stage opened, of how many, and what share of their layers."""
+    rows = f"{opened} of {count} rows"
+    return rows if share == 1 else f"{100 * share:.0f} % of the layers in {rows}"
 
 
 def share_text(rate: float) -> str:
