@@ -469,7 +469,7 @@ async def refusing(
     retry_ms: int = 0,
     times: int = 99,
 ) -> None:
-    """Have all stages refuse from now on, so many times."""
+    """Have all stages refuse from now on, a number of times."""
     left, honest = times, Prover._show
 
     async def refuse(self: Prover, *given: Any, **named: Any) -> None:
