@@ -97,8 +97,9 @@ _converter.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
 )
 # On the path of every token, 4 times in a chain of 3, and of each peer that a newcomer learns of:
-# their fields need no building, and their validators check all that the strict hooks would.
-for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
+# their fields need no building, and they check all that the strict hooks would by themselves.
+_FLAT: dict[Any, Any] = {Step: _of_step, Heard: _of_heard}
+for _flat, _of in _FLAT.items():
     _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
     _converter.register_unstructure_hook(_flat, _of)
 _converter.register_unstructure_hook(Open, _of_open)
@@ -115,7 +116,9 @@ def encode(message: Message) -> bytes:
         head: bytes = msgpack.packb(["Chunk", message.number, b""])
         size = len(message.data).to_bytes(4, "big")
         return b"".join((head[:-_EMPTY_BYTES], _BIN32, size, message.data))
-    encoded: bytes = msgpack.packb([type(message).__name__, *_converter.unstructure(message)])
+    kind = type(message)
+    values = _FLAT.get(kind, _converter.unstructure)(message)
+    encoded: bytes = msgpack.packb([kind.__name__, *values])
     return encoded
 
 
@@ -130,7 +133,7 @@ def decode(data: bytes, *due: type[M]) -> M:
         kind = _KINDS[name]
         if kind not in due:
             raise BadMessage(f"{name} is not due here")
-        message: M = _converter.structure(tuple(values), kind)
+        message: M = kind(*values) if kind in _FLAT else _converter.structure(tuple(values), kind)
     except BadMessage:
         raise
     except Exception as error:  # msgpack, cattrs and validators raise five families between them
