@@ -68,7 +68,7 @@ class ShownLayers:
             raise ValueError("layers are shown with their steps, at least one")
 
     def of(self, layers: int) -> dict[int, bool]:
-        """Return the layers of a stage of so many, in ascending order: whether each shows K and V.
+        """Return the layers of a stage, in ascending order: whether each shows K and V.
 
         Raises:
             ValueError: it has fewer.
@@ -79,7 +79,7 @@ class ShownLayers:
         return dict(sorted(places))
 
     def seen(self, layers: int) -> int:
-        """Return in how many of so many places this sees a lie: a layer, or between two of them."""
+        """Return in how many of as many places this sees a lie: a layer, or between two of them."""
         between = self.steps if self.steps == layers else self.steps - 1
         return min(self.cells, between)
 

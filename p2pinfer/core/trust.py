@@ -64,7 +64,7 @@ class Audited:
     """In how many of the opened rows any one layer was seen, on average; None: in all of them."""
 
     def rows_seen(self, positions: int) -> float:
-        """Return in how many opened rows any one layer was seen, of so many rows in all."""
+        """Return in how many opened rows any one layer was seen, of all these rows."""
         if self.verdict is not AuditVerdict.PROVED:
             return 0.0
         return min(ROWS_PROVEN, positions) if self.seen is None else self.seen

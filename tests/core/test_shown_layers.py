@@ -37,7 +37,7 @@ HUGE = LayerBytes(row=32_768, steps=614_400, cell=4096)
 
 
 def chosen(layers: int, count: int, layer: LayerBytes, nonce: bytes) -> list[ShownLayers]:
-    """Choose layers of a stage of so many, for rows of a session of so many positions."""
+    """Choose layers of a stage, for the rows of a session."""
     receipt = evolve(RECEIPT, first=1, end=1 + layers, position=count)
     return choose_layers(nonce, receipt, choose_rows(nonce, receipt), layer)
 

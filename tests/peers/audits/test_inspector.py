@@ -1,8 +1,7 @@
 """Proving stages from rows that they open: who is asked, who is blamed, what is kept."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,135 +11,29 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core import certificate
-from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.audit import THIS_MACHINE
-from p2pinfer.core.errors import PeerError, PeerUnavailable
-from p2pinfer.core.fraud import FraudProof, to_sign
+from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.fraud import parse as parse_proof
+from p2pinfer.core.fraud import to_sign
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.opening import OpenedTrace, decode
 from p2pinfer.core.shown_layers import LayerBytes, choose_layers, layers_shown, rows_seen
 from p2pinfer.core.traced import Traced
-from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust, Unproved
-from p2pinfer.core.verdict import Fault, Verdict
+from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict
+from p2pinfer.core.verdict import Fault
 from p2pinfer.core.witness import OpenedRows
-from peers.asking.session import Session
 from peers.audits import inspector as module
-from peers.audits.auditor import Auditor
-from peers.audits.inspector import Inspector, choose_rows
-from peers.audits.patience import PUT_OFF_MAX
-from peers.audits.replay import OpenReplay, by_engine
-from peers.audits.steps import StepsJudge
-from peers.parts.protocol import in_place
+from peers.audits.inspector import choose_rows
 from peers.receipts import openings, prover
 from peers.receipts.openings import CommittedCells, open_cells
-from peers.receipts.prover import OPENINGS, RETRY_MS, Prover
+from peers.receipts.prover import OPENINGS, Prover
 from peers.receipts.session_evidence import Evidence
 from peers.steps.messaging import RefusedError, send
 from tests.support.directories import advertisement, identity
-from tests.support.fake_engines import CELL_BYTES, ROW_BYTES, FakeStage
-from tests.support.swarm import CHAINS, CONTEXT, KEYS, PROMPT, Swarm, answer, swarm
+from tests.support.inspected import BOUNDS, Judge, inspected, verdicts
+from tests.support.swarm import CHAINS, KEYS
 from transports.base import Channel
 from transports.identity import verify
-
-BOUNDS = CHAINS[3]
-
-
-class Judge(StepsJudge):
-    """Says what it is told of openings: the fakes' layers compute nothing that could be judged."""
-
-    def __init__(
-        self,
-        known: Iterable[int],
-        false: frozenset[int] = frozenset(),
-        fault: Fault | None = None,
-    ) -> None:
-        self.known, self.false, self.fault = frozenset(known), false, fault
-        self.seen: list[OpenedTrace] = []
-        self.renewals = 0
-        self.bytes = LayerBytes(ROW_BYTES, 14 * ROW_BYTES, 2 * CELL_BYTES)
-
-    def covers(self, layers: Iterable[int]) -> bool:
-        """Know some layers."""
-        return self.known.issuperset(layers)
-
-    def lacks(self, layers: Iterable[int]) -> str:
-        """Say that these fakes have no key."""
-        return "no key"
-
-    async def layer_bytes(self, layer: int) -> LayerBytes:
-        """Say what it is told."""
-        assert layer in self.known
-        return self.bytes
-
-    async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
-        """Find the first step of some layers false."""
-        assert not by_layers
-        self.seen.append(opening)
-        for each in opening.layers:
-            if each.layer in self.false:
-                fault = self.fault or Fault(each.layer, Traced.UP, 0.01)
-                return Verdict(fault, 1, 1, {}, {})
-        return Verdict(None, len(opening.layers), len(opening.layers), {}, {})
-
-    async def renew(self) -> None:
-        """Count."""
-        self.renewals += 1
-
-
-@dataclass
-class Inspected:
-    """A swarm of three stages, whose requester has a judge."""
-
-    made: Swarm
-    judge: Judge
-    offers: list[Advertisement] = field(default_factory=list)
-    proofs: list[FraudProof] = field(default_factory=list)
-    failed: list[PeerError] = field(default_factory=list)
-    replays: bool = False
-
-    def __post_init__(self) -> None:
-        self.inspector = Inspector(
-            self.made.me,
-            self.judge,
-            lambda: self.offers,
-            0.0,
-            self.proofs.append,
-            self.failed.append,
-            in_place,
-        )
-
-    async def examine(self, audit_rate: float, proof_rate: float) -> Trust:
-        """Answer once, and check."""
-        async with self.made.open() as session:
-            return await self.examine_in(session, audit_rate, proof_rate)
-
-    async def examine_in(self, session: Session, audit_rate: float, proof_rate: float) -> Trust:
-        """Answer in a session, and check."""
-        await answer(session, PROMPT)
-        self.inspector.rate = proof_rate
-        auditor = Auditor(self.find, audit_rate, inspector=self.inspector)
-        assert session.evidence
-        return await auditor.examine(session.evidence, len(session.tokens))
-
-    def find(self, first: int, end: int, _: object) -> Sequence[OpenReplay]:
-        """Replay on this machine, if wanted."""
-        engine = FakeStage(first, end, context=CONTEXT)
-        return [by_engine(engine, end)] if self.replays else []
-
-
-@asynccontextmanager
-async def inspected(
-    judge: Judge | None = None, bounds: Sequence[int] = BOUNDS
-) -> AsyncIterator[Inspected]:
-    """Run the swarm."""
-    async with swarm(bounds, evidence=True) as made:
-        yield Inspected(made, judge or Judge(range(BOUNDS[0], BOUNDS[-1])))
-
-
-def verdicts(trust: Trust) -> list[AuditVerdict]:
-    """List what was found."""
-    return [each.verdict for each in trust.audits]
 
 
 async def test_sole_holders_are_proven(autojump_clock: MockClock) -> None:
@@ -461,88 +354,3 @@ async def test_layers_are_named_only_once_steps_are_signed(
         await it.examine(1.0, 0.0)
     assert order[:7] == ["CellsAre", "AskSteps", *["PledgeIs"] * 4, "AskLayers"]
     assert set(order[7:]) == {"CellRows", "StepsAre"}
-
-
-async def refusing(
-    it: Inspected,
-    monkeypatch: pytest.MonkeyPatch,
-    code: Refusal,
-    retry_ms: int = 0,
-    times: int = 99,
-) -> None:
-    """Have all stages refuse from now on, so many times."""
-    left, honest = times, Prover._show
-
-    async def refuse(self: Prover, *given: Any, **named: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            await honest(self, *given, **named)
-        else:
-            raise self._no(code, "not now", retry_ms)
-
-    monkeypatch.setattr(Prover, "_show", refuse)
-
-
-async def test_a_busy_stage_is_asked_again_and_excused_some_times(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It keeps its standing, unless nothing else is ever heard of it."""
-    async with inspected(bounds=CHAINS[1]) as it:
-        await refusing(it, monkeypatch, Refusal.BUSY, RETRY_MS, times=1)
-        begun = trio.current_time()
-        assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED]
-        assert trio.current_time() - begun == pytest.approx(RETRY_MS / 1000, abs=2)
-        for code in (Refusal.BUSY, Refusal.TOO_SLOW):
-            await refusing(it, monkeypatch, code, RETRY_MS)
-            for _ in range(PUT_OFF_MAX):
-                trust = await it.examine(0.0, 1.0)
-                assert trust.unproved[0].why == "it refused: not now"
-                await trio.sleep(200)
-            assert not it.failed
-            await it.examine(0.0, 1.0)
-            assert len(it.failed) == 1
-            await trio.sleep(200)
-            monkeypatch.undo()
-            assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED]
-            it.failed.clear()
-
-
-async def test_a_stage_that_is_always_late_is_excused_some_times(
-    autojump_clock: MockClock,
-) -> None:
-    """Like a busy one."""
-    async with inspected(bounds=CHAINS[1]) as it, it.made.open() as session:
-        await answer(session, PROMPT)
-        assert session.evidence
-        assert await session.evidence.settle(len(session.tokens)) is None
-        it.made.engines[0].machine.decode_s = 100.0
-        stage = session.evidence.stages[0]
-        last = stage.vouched(len(session.tokens)).receipts[len(session.tokens)]
-        for tries in range(PUT_OFF_MAX + 1):
-            assert len(it.failed) == 0, tries
-            found = await it.inspector.prove(session.evidence, 0, last)
-            assert isinstance(found, Unproved)
-        assert len(it.failed) == 1
-
-
-async def test_machines_that_cannot_open_lose_nothing(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As long as none of their class did; or where sessions are too long for everybody."""
-    judge = Judge(range(1, 29))
-    async with inspected(judge, CHAINS[1]) as it:
-        await refusing(it, monkeypatch, Refusal.CONTEXT_FULL)
-        for _ in range(5):
-            trust = await it.examine(0.0, 1.0)
-            assert trust.unproved[0].why == "it refused: not now"
-            await trio.sleep(200)
-        assert not it.failed
-        monkeypatch.undo()
-        assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED]
-        await refusing(it, monkeypatch, Refusal.CONTEXT_FULL)
-        await it.examine(0.0, 1.0)
-        assert len(it.failed) == 1, "another of its class could"
-        judge.bytes = LayerBytes(ROW_BYTES, 14 * ROW_BYTES, 1 << 20)
-        await it.examine(0.0, 1.0)
-        assert len(it.failed) == 1
