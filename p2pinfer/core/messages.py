@@ -87,6 +87,7 @@ from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.statement import Owe, Owed, Vouch
 from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
+from p2pinfer.core.voucher import Voucher
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -188,6 +189,8 @@ class Open:
     """Whether steps will hold blocks; a stage that cannot run them refuses."""
     parent: Parent | None = field(default=None, validator=v.optional(v.instance_of(Parent)))
     """Begin with what this session holds. A stage that cannot begins with nothing."""
+    voucher: Voucher | None = field(default=None, validator=v.optional(v.instance_of(Voucher)))
+    """Some serving peer vouches for the sender, in place of a sponsor that is named."""
 
 
 @frozen

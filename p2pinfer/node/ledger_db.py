@@ -71,9 +71,11 @@ class Side(StrEnum):
 
     SERVED = "served"
     USED = "used"
+    UNNAMED = "unnamed"
+    """It asked without naming a peer of its own, so no statement may say what it had."""
 
 
-_SIDES = ((Side.USED, "server"), (Side.SERVED, "user"))
+_SIDES = ((Side.USED, Side.UNNAMED), "server"), ((Side.SERVED,), "user")
 
 
 @frozen
@@ -112,7 +114,7 @@ class LedgerDb:
         if rows:
             with self._open() as database:
                 database.executemany(_KEEP, rows)
-                tables.trim(database, Side.USED, ENTRIES_MAX)
+                tables.trim(database, Side.SERVED, ENTRIES_MAX)
 
     def move(self, moved: Iterable[Moved]) -> None:
         """Add parts that were sent and shares that were kept, durably; raises UserError."""
@@ -121,16 +123,16 @@ class LedgerDb:
         if rows:
             with self._open() as database:
                 database.executemany(_MOVED, rows)
-                tables.trim(database, Side.USED, ENTRIES_MAX)
+                tables.trim(database, Side.SERVED, ENTRIES_MAX)
 
     def accounts(self) -> list[LedgerAccount]:
         """Return the work between this machine and each peer; raises UserError."""
         sides: list[list[LedgerEntry]] = []
         with self._open() as database:
-            for side in (Side.SERVED, Side.USED):
-                found = database.execute(_LAYER_ROWS, (side,))
+            for one in ((Side.SERVED,), (Side.USED, Side.UNNAMED)):
+                found = [row for each in one for row in database.execute(_LAYER_ROWS, (each,))]
                 entries = [LedgerEntry(PeerId(s), PeerId(u), *rest) for s, u, *rest in found]
-                folded = database.execute(_FOLDED_ROWS, (side,))
+                folded = [row for each in one for row in database.execute(_FOLDED_ROWS, (each,))]
                 # One layer stands for those of the entries whose sum it is.
                 entries += [
                     LedgerEntry(PeerId(peer), PeerId(peer), b"", 0, 1, rows)
@@ -179,7 +181,7 @@ class LedgerDb:
             database.execute("BEGIN IMMEDIATE")  # another process may be stating, too
             stated = tables.stated_by_server(database)
             mine = {each.server: each for each in tables.statements(database, "user", me)}
-            for server, had in tables.totals(database, *_SIDES[0]).items():
+            for server, had in tables.totals(database, (Side.USED,), "server").items():
                 more = had.beyond(stated.get(server, NOTHING))
                 if server == me or more == NOTHING:
                     continue

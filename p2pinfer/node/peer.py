@@ -25,7 +25,7 @@ from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.bookkeeping import counting, keep_accounts
+from p2pinfer.node.bookkeeping import counting, keep_accounts, serving_peers
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -56,6 +56,7 @@ from p2pinfer.node.swarm_connection import (
     name_of,
     open_swarm_connection,
 )
+from p2pinfer.node.vouching import Voucherer
 from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
@@ -197,14 +198,21 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         tally = await stack.enter_async_context(counting(nursery))
         keep_server = _listen_for_parts(transport, store, tally)
         server: Server | None = None
+        voucherer: Voucherer | None = None
         network = name_of(options.network)
 
         def describe() -> Status:
             statistics = server.statistics if server else None
             hidden = directory.is_hidden
-            return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
+            said = {"network": network} | describe_peer(transport, statistics, hidden=hidden)
+            if voucherer:
+                said["vouched"] = {"for": vouched.requesters, "as_one_of": voucherer.as_one_of}
+            return said
 
-        answer = partial(_answer, identity, options.network, transport, directory)
+        def answer(question: Status) -> Status:
+            said = _answer(identity, options.network, transport, directory, question)
+            return said | (voucherer.answer(question) if voucherer else {})
+
         await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
@@ -215,7 +223,9 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
-        signer, accounts, credit = keep_accounts(swarm, model, network, bookkeeper)
+        signer, accounts, credit, vouched = keep_accounts(swarm, model, network, bookkeeper)
+        serving = partial(serving_peers, directory, model.id)
+        voucherer = Voucherer(identity, network, serving, vouched.admit)
         Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts, memory_bytes)
