@@ -231,7 +231,8 @@ class LedgerDb:
         """Return what was given and had, per peer and day, and all statements; raises UserError.
 
         All in megabyte-rows (see ``Amounts.worth``), but for the amounts beside work, which stand
-        by themselves, too; days are counted from 1970, the last ``DAYS_SHOWN`` alone.
+        by themselves, too; days are counted from 1970, the last ``DAYS_SHOWN`` alone. Of what was
+        had, ``had_unnamed`` is what no statement says, since it was asked for without a name.
         """
         with self._open() as database:
             had, given = (tables.totals(database, *each) for each in _SIDES)
@@ -240,6 +241,7 @@ class LedgerDb:
                 for (day, _), amounts in tables.daily(database, *each).items():
                     if day in days:
                         days[day][place] += amounts.worth
+            unnamed = tables.totals(database, (Side.UNNAMED,), "server")
             found = tables.all_statements(database)
             here = {server for (server,) in database.execute(_OWN_PEERS, (Side.SERVED,))}
         sums = {
@@ -253,6 +255,7 @@ class LedgerDb:
         return {
             "given": sum(one.worth for one, _ in sums.values()),
             "had": sum(two.worth for _, two in sums.values()),
+            "had_unnamed": sum(each.worth for each in unnamed.values()),
             "days": [{"day": day, "given": one, "had": two} for day, (one, two) in days.items()],
             "peers": [
                 {

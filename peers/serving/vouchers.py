@@ -102,6 +102,7 @@ class Vouched:
             return
         known = self._tags.get((voucher.epoch, voucher.tag))
         if known == requester:
+            self.admit(requester, voucher.epoch)
             return
         if known:
             raise RemoteProtocolError(requester, "who vouches for it did so for another one")

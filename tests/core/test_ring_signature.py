@@ -84,7 +84,7 @@ def test_nobody_outside_can_sign() -> None:
     """Nor for a ring that is none."""
     for ring in (KEYS[1:5], KEYS[:1], KEYS[:17], [*KEYS[:2], KEYS[0]], [KEYS[0], SMALL_ORDER[1]]):
         chance = bytes(CHANCE_BYTES * len(ring))
-        with pytest.raises(ValueError, match="ring|list"):
+        with pytest.raises(ValueError, match=r"ring|list"):
             sign(SECRETS[0], ring, EVENT, MESSAGE, chance)
         assert not verify(made(), ring, EVENT, MESSAGE)
     with pytest.raises(ValueError, match="random"):
@@ -136,8 +136,8 @@ def test_a_tag_cannot_be_varied_by_points_of_small_order(small: bytes) -> None:
 def test_of_a_million_damaged_signatures_none_holds() -> None:
     """Bits, whole parts, swapped parts, parts of others, and chosen edges."""
     chance, ring = Random(23), KEYS[:2]
-    good = [made(2, place, event, said) for place in (0, 1)
-            for event, said in ((EVENT, MESSAGE), (b"other", MESSAGE), (EVENT, b"other"))]  # fmt: skip
+    said = ((EVENT, MESSAGE), (b"other", MESSAGE), (EVENT, b"other"))
+    good = [made(2, place, *each) for place in (0, 1) for each in said]
     edges = [*SMALL_ORDER, ORDER.to_bytes(32, "little"), b"\xff" * 32, *KEYS[:2]]
     held = 0
     for _ in range(MUTATED):
