@@ -35,7 +35,7 @@ WITHOUT_CREDIT_EVERY = 4
 
 REFUSED_MAX = 1024
 """Requesters whose first ask is remembered although they were refused; of more, those that came
-last begin anew each time."""
+last start afresh each time."""
 
 FORGOTTEN_S = 2 * RETRY_MS_MAX / 1000
 """Who does not come back for so long has gone elsewhere."""

@@ -125,7 +125,9 @@ def ledger(*, as_json: AsJson = False) -> None:
     for line in _parts_and_space(report["peers"]):
         print(line)
     if unnamed := report["had_unnamed"]:
-        print(f"{'asked for without a name, and signed for to nobody':<52} {unnamed / 1000:>14,.1f}")
+        print(
+            f"{'asked for without a name, and signed for to nobody':<52} {unnamed / 1000:>14,.1f}"
+        )
     note(
         "served and used are layer-rows: a layer-row is one token through one layer. Signed is how"
         " much of it the user has put its name to, in gigabyte-rows: one token through a gigabyte"
@@ -235,7 +237,7 @@ def lines(found: Status) -> list[str]:
 
 
 def _vouched(found: Status) -> list[str]:
-    """Say whom serving peers vouch for unnamed, here, and whether this one does."""
+    """Say how many are vouched for here without a name, and whether this peer vouches."""
     vouched = found.get("vouched", {})
     here, ring = vouched.get("for", 0), vouched.get("as_one_of", 0)
     who = "1 requester" if here == 1 else f"{here} requesters"

@@ -5,7 +5,7 @@ owner of x_j shows the tag T = x_j h and closes a ring of challenges, each the h
 
     event, ring, message, T, s_i G + c_i P_i, s_i h + c_i T
 
-where all s_i but its own are random. Whoever has none of the secrets cannot close it; and a key has
+where all s_i but its own are random. Nobody without one of the secrets can close it; and a key has
 one tag for an event, so that two signatures of one key for one event are seen to be of one key,
 whatever their rings and messages are. Tags of one key for two events have nothing in common.
 

@@ -28,7 +28,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ring_signature import RING_MAX, RING_MIN, RingSignature
 
 EPOCH_S: Final = 600
-"""In which a peer vouches for one requester: who begins anew has no voucher for so long at most."""
+"""In which a peer vouches for one requester: who starts again is without for so long at most."""
 
 CLOCKS_APART_S_MAX: Final = 60
 """How far apart two peers' clocks may be."""
@@ -50,7 +50,7 @@ def _list_of(size: int) -> Any:
 
 
 @frozen
-class Voucher:
+class RingVoucher:
     """A ring's signature for the sender of an ``Open``: 98 bytes, and 64 for each of the ring."""
 
     epoch: int = field(validator=whole(0, 1 << 40))
@@ -85,7 +85,7 @@ def vouch(
     stage: PeerId,
     network: str,
     chance: bytes,
-) -> Voucher:
+) -> RingVoucher:
     """Vouch for a requester at a stage; the arguments are as of ``ring_signature.sign``.
 
     Raises:
@@ -93,7 +93,7 @@ def vouch(
     """
     event, message = _to_sign(requester, stage, network, epoch)
     made = ring_signature.sign(secret, ring, event, message, chance)
-    return Voucher(epoch, b"".join(ring), made.tag, made.challenge, b"".join(made.answers))
+    return RingVoucher(epoch, b"".join(ring), made.tag, made.challenge, b"".join(made.answers))
 
 
 def epoch_at(now_ms: int) -> int:
@@ -111,9 +111,9 @@ def ring_of(key: bytes, others: Sequence[bytes]) -> list[bytes]:
     """Return the keys of the ring that one key vouches in, in order; fewer than two are no ring.
 
     All keys, or if these are too many, the part of them that are next to each other by hash: halved
-    as often as it takes. So those who know the same peers choose the same ring, whoever of it asks,
-    and rings change little from one epoch to the next: members that a requester has in all its
-    rings are those among whom it stays hidden.
+    as often as it takes. So those of a ring that know the same peers all choose that ring, and it
+    changes little from one epoch to the next: members that a requester has in all its rings are
+    those that it stays hidden among.
     """
     found = sorted({key, *others}, key=lambda each: (blake3(each).digest(), each))
     while len(found) > RING_MAX:

@@ -23,7 +23,7 @@ from peers.parts.protocol import Tally
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.credit import Credit
-from peers.serving.vouchers import Vouched
+from peers.serving.vouchers import TakenVouchers
 
 _log = logging.getLogger("p2pinfer.ledger")
 
@@ -106,12 +106,12 @@ def tell_credit(swarm: SwarmConnection, model: ModelId) -> Credit:
 
 def keep_accounts(
     swarm: SwarmConnection, model: PartsModel, network: str, bookkeeper: LedgerKeeper
-) -> tuple[ReceiptSigner, Accounts, Credit, Vouched]:
+) -> tuple[ReceiptSigner, Accounts, Credit, TakenVouchers]:
     """Sign for work and count it, and tell others what is owed, from now on."""
     transport, directory, identity = swarm.transport, swarm.directory, swarm.identity
     credit = tell_credit(swarm, model.id)
     serves = partial(_serves, directory, transport.peer_id, model.id)
-    vouched = Vouched(transport.peer_id, network, clock_ms, serves, open_tags())
+    vouched = TakenVouchers(transport.peer_id, network, clock_ms, serves, open_tags())
     accounts = Accounts(network, clock_ms, serves, credit.places, vouched)
 
     def served(entry: LedgerEntry) -> None:

@@ -56,7 +56,7 @@ from p2pinfer.node.swarm_connection import (
     name_of,
     open_swarm_connection,
 )
-from p2pinfer.node.vouching import Voucherer
+from p2pinfer.node.vouching import VouchingPeer
 from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
@@ -191,28 +191,20 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
-        if options.model:
-            me = transport.peer_id
-            find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
-            transport.seek_relays(find)
+        _seek_relays(swarm, options.model)
         tally = await stack.enter_async_context(counting(nursery))
         keep_server = _listen_for_parts(transport, store, tally)
         server: Server | None = None
-        voucherer: Voucherer | None = None
         network = name_of(options.network)
 
         def describe() -> Status:
             statistics = server.statistics if server else None
             hidden = directory.is_hidden
-            said = {"network": network} | describe_peer(transport, statistics, hidden=hidden)
-            if voucherer:
-                said["vouched"] = {"for": vouched.requesters, "as_one_of": voucherer.as_one_of}
-            return said
+            said = describe_peer(transport, statistics, hidden=hidden)
+            return {"network": network} | said | vouching.status()
 
-        def answer(question: Status) -> Status:
-            said = _answer(identity, options.network, transport, directory, question)
-            return said | (voucherer.answer(question) if voucherer else {})
-
+        vouching = VouchingPeer(identity, network)
+        answer = partial(_answer, identity, options.network, transport, directory, vouching)
         await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
@@ -223,9 +215,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
-        signer, accounts, credit, vouched = keep_accounts(swarm, model, network, bookkeeper)
-        serving = partial(serving_peers, directory, model.id)
-        voucherer = Voucherer(identity, network, serving, vouched.admit)
+        signer, accounts, credit, taken = keep_accounts(swarm, model, network, bookkeeper)
+        vouching.begin(partial(serving_peers, directory, model.id), taken)
         Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts, memory_bytes)
@@ -243,6 +234,15 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         directory.leave()
 
 
+def _seek_relays(swarm: SwarmConnection, model: ModelId | None) -> None:
+    """Let the transport find relays among a model's peers, should it need any."""
+    transport = swarm.transport
+    if model:
+        me, directory = transport.peer_id, swarm.directory
+        find = partial(relay_candidates, directory, me, model, transport.round_trip_s)
+        transport.seek_relays(find)
+
+
 def _listen_for_parts(transport: Transport, store: Store, tally: Tally) -> KeepServer:
     """Serve stored parts, and tell others how their model is kept here."""
     PartsServer(transport, store, on_sent=tally.sent).listen()
@@ -256,11 +256,12 @@ def _answer(
     reach: str | Reach,
     transport: Transport,
     directory: Directory,
+    vouching: VouchingPeer,
     question: Status,
 ) -> Status:
     """Return what a peer adds to its status for processes of this machine that ask for it."""
     ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
-    return ways_in | sponsor(identity, name_of(reach), question)
+    return ways_in | vouching.answer(question) | sponsor(identity, name_of(reach), question)
 
 
 def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server, credit: Credit) -> Frauds:

@@ -57,7 +57,6 @@ from p2pinfer.node.reputation_file import keep_standings, load_standings
 from p2pinfer.node.swarm_connection import (
     SwarmConnection,
     looks_around,
-    name_of,
     open_swarm_connection,
 )
 from p2pinfer.node.vouching import speaking_for
@@ -460,13 +459,7 @@ async def open_client(
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("looking for peers in the swarm …")
         await swarm.enter(options.model)
-        spoken_for = speaking_for(
-            nursery,
-            transport.peer_id,
-            name_of(options.network),
-            named=options.sponsored,
-            anonymous=options.anonymous,
-        )
+        spoken_for = speaking_for(nursery, transport.peer_id, options)
         named = options.model
         if named is None:
             assert options.default_model

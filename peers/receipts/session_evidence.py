@@ -19,7 +19,7 @@ from p2pinfer.core.messages import Hop, Open, Step
 from p2pinfer.core.receipts import Terms, seal_of
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
-from p2pinfer.core.voucher import Voucher
+from p2pinfer.core.voucher import RingVoucher
 from p2pinfer.core.witness import OpenedRows, Witness, runs_of
 from peers.receipts.signer import terms_of
 from peers.receipts.stage_receipts import StageReceipts
@@ -36,7 +36,7 @@ SETTLE_S_MAX = 120.0
 
 NONCE_BYTES = 32
 
-Vouch = Callable[[PeerId], Awaitable[Voucher | None]]
+Vouch = Callable[[PeerId], Awaitable[RingVoucher | None]]
 """Returns a voucher for a stage, if there is one."""
 
 

@@ -1,6 +1,6 @@
 """The account that a session counts against: the requester's own, or its sponsor's.
 
-Whom some serving peer vouches for, and it is not known which, has the credit of one that serves.
+A requester that some serving peer vouches for, it is not known which, has the credit of one.
 
 Work that a serving peer did is its credit when places are few; see ``scheduler.credit``.
 """
@@ -15,7 +15,7 @@ from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.messages import Open
 from p2pinfer.core.sponsor import SPONSORED_MS_MAX, to_sign
 from peers.receipts.signer import terms_of
-from peers.serving.vouchers import Vouched
+from peers.serving.vouchers import TakenVouchers
 from transports.identity import verify
 
 SPONSORED_MAX = 4096
@@ -48,7 +48,7 @@ class Accounts:
         serves: whether a peer is known to serve now.
         places: how many sessions more a peer may hold for the work that it did, for this machine
             or for those that worked for this one.
-        vouched: takes vouchers, and knows for whom they are; without it nobody's counts.
+        vouched: takes ring vouchers, and knows who has one; without it nobody's counts.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Accounts:
         clock_ms: Callable[[], int],
         serves: Callable[[PeerId], bool],
         places: Callable[[PeerId], int],
-        vouched: Vouched | None = None,
+        vouched: TakenVouchers | None = None,
     ) -> None:
         self._network, self._clock_ms = network, clock_ms
         self._serves, self._places, self._vouched = serves, places, vouched

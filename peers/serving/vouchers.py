@@ -10,7 +10,7 @@ from typing import Protocol
 
 from p2pinfer.core.errors import RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.voucher import CLOCKS_APART_S_MAX, EPOCH_S, Voucher, epochs_taken
+from p2pinfer.core.voucher import CLOCKS_APART_S_MAX, EPOCH_S, RingVoucher, epochs_taken
 from peers.parts.protocol import Run, in_thread
 from transports.identity import peer_of
 
@@ -47,7 +47,7 @@ class TagMemory:
         return tags.setdefault(tag, requester)
 
 
-class Vouched:
+class TakenVouchers:
     """The requesters that some serving peer vouches for, at one stage.
 
     Args:
@@ -89,7 +89,7 @@ class Vouched:
         self._until_ms = {peer: at for peer, at in self._until_ms.items() if now_ms < at}
         self._until_ms[requester] = 1000 * (EPOCH_S * (epoch + 1) + CLOCKS_APART_S_MAX)
 
-    async def take(self, voucher: Voucher, requester: PeerId) -> None:
+    async def take(self, voucher: RingVoucher, requester: PeerId) -> None:
         """Note that somebody vouches for a requester.
 
         Vouchers of another epoch, or of rings with a peer that is not known to serve, are ignored:
@@ -118,7 +118,7 @@ class Vouched:
         finally:
             self._checking -= 1
 
-    async def _first(self, voucher: Voucher, requester: PeerId) -> PeerId | None:
+    async def _first(self, voucher: RingVoucher, requester: PeerId) -> PeerId | None:
         what = self._stage, voucher.epoch, voucher.tag, requester
         try:
             found: PeerId | None = await self._run(self._books.first, *what)
@@ -126,7 +126,7 @@ class Vouched:
             found = requester
         return found
 
-    def _note(self, voucher: Voucher, requester: PeerId, first: PeerId | None) -> None:
+    def _note(self, voucher: RingVoucher, requester: PeerId, first: PeerId | None) -> None:
         if first is None:
             return
         taken = epochs_taken(self._clock_ms())

@@ -37,7 +37,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vouchers_are_shown_where_there_are_any() -> None:
-    """Whom others vouch for here, and that this peer does; never which of them."""
+    """How many are vouched for here, and that this peer vouches; never who does."""
     assert not [
         line for line in lines(PEER | {"vouched": {"for": 0, "as_one_of": 0}}) if "vouch" in line
     ]

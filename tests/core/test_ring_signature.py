@@ -126,7 +126,7 @@ def test_a_number_has_one_form() -> None:
 
 @pytest.mark.parametrize("small", SMALL_ORDER[::2])
 def test_a_tag_cannot_be_varied_by_points_of_small_order(small: bytes) -> None:
-    """Signed anew with such a tag, one in eight rings would close, and count as another's."""
+    """Signed again with such a tag, one ring in eight would close, and count as another's."""
     tag = edwards.encode(edwards.add(edwards.decode(made().tag), edwards.decode(small)))
     assert crypto_core_ed25519_add(made().tag, small) == tag
     assert not verify(evolve(made(), tag=tag), KEYS[:4], EVENT, MESSAGE)

@@ -14,7 +14,7 @@ from p2pinfer.core.ring_signature import CHANCE_BYTES, RING_MAX
 from p2pinfer.core.voucher import (
     CLOCKS_APART_S_MAX,
     EPOCH_S,
-    Voucher,
+    RingVoucher,
     epoch_at,
     epochs_taken,
     ring_of,
@@ -38,7 +38,7 @@ def word(
     network: str = "main",
     epoch: int = 7,
     size: int = len(RING),
-) -> Voucher:
+) -> RingVoucher:
     """Vouch as one of the members."""
     chance = blake3(f"{by} {to} {at}".encode()).digest(length=size * CHANCE_BYTES)
     return vouch(scalar_of(MEMBERS[by].seed), RING[:size], epoch, to, at, network, chance)
@@ -56,7 +56,7 @@ def test_it_holds_for_what_it_was_made_for_alone() -> None:
 
 
 def test_a_member_has_one_tag_at_a_stage_in_an_epoch() -> None:
-    """Whoever it vouches for, in whichever ring; elsewhere and later it has others."""
+    """No matter who it vouches for, and in which ring; elsewhere and later it has others."""
     assert word().tag == word(to=OTHER.peer_id).tag == word(size=3).tag
     others = [word(1), word(at=OTHER.peer_id), word(network="another"), word(epoch=8)]
     assert word().tag not in {each.tag for each in others}

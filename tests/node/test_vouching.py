@@ -10,10 +10,12 @@ import trio
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.voucher import EPOCH_S, epoch_at
-from p2pinfer.node import vouching
 from p2pinfer.node.ledger_db import LedgerDb, Moved, Side
+from p2pinfer.node.requester import ClientOptions
+from p2pinfer.node.sponsors import Sponsorship, clock_ms
 from p2pinfer.node.status_socket import Status, open_status
-from p2pinfer.node.vouching import Voucherer, Vouching, speaking_for
+from p2pinfer.node.vouching import RequesterVouchers, VouchingPeer, speaking_for
+from peers.serving.vouchers import TagMemory, TakenVouchers
 from tests.node.test_sponsors import describe
 from tests.support.swarm import KEYS
 from transports.identity import Identity, public_key
@@ -39,10 +41,12 @@ class Clock:
 
 
 def voucherer(
-    clock: Clock, serving: Iterable[PeerId] = SERVING, identity: Identity = PEER
-) -> Voucherer:
+    clock: Callable[[], int], serving: Iterable[PeerId] = SERVING, identity: Identity = PEER
+) -> VouchingPeer:
     """Return a peer that vouches."""
-    return Voucherer(identity, "main", lambda: serving, clock_ms=clock)
+    made = VouchingPeer(identity, "main", clock)
+    made.begin(lambda: serving)
+    return made
 
 
 async def asked(
@@ -51,9 +55,9 @@ async def asked(
     told: Status | None = None,
     asker: Identity = ASKER,
     stage: Identity = STAGE,
-) -> Vouching:
+) -> RequesterVouchers:
     """Ask once for a voucher, as a requester in the network named main."""
-    made = Vouching(asker.peer_id, "main", clock)
+    made = RequesterVouchers(asker.peer_id, "main", clock)
     async with open_status(lambda: told or describe(), answer):
         await made.voucher(stage.peer_id)
     return made
@@ -115,25 +119,25 @@ async def test_there_is_none_where_it_would_be_of_no_use(
 ) -> None:
     """From a peer that does not serve, is in another network, knows no such stage, or is alone."""
     clock = Clock()
-    made = await asked(
-        Voucherer(PEER, network, lambda: serving, clock_ms=clock).answer, clock, told
-    )
+    peer = VouchingPeer(PEER, network, clock)
+    peer.begin(lambda: serving)
+    made = await asked(peer.answer, clock, told)
     assert await made.voucher(STAGE.peer_id) is None
 
 
 async def test_at_its_own_machine_the_peer_knows_it() -> None:
     """Nothing is signed; that requester is admitted as any that is vouched for."""
-    clock, admitted = Clock(), list[tuple[PeerId, int]]()
-
-    def admit(requester: PeerId, epoch: int) -> None:
-        admitted.append((requester, epoch))
-
-    peer = Voucherer(PEER, "main", lambda: SERVING, admit, clock)
+    clock = Clock()
+    taken = TakenVouchers(PEER.peer_id, "main", clock, SERVING.__contains__, TagMemory())
+    peer = VouchingPeer(PEER, "main", clock)
+    assert peer.answer({"vouch_for": ASKER.peer_id, "at": PEER.peer_id}) == peer.status() == {}
+    peer.begin(lambda: SERVING, taken)
     made = await asked(peer.answer, clock, stage=PEER)
     assert await made.voucher(PEER.peer_id) is None
-    assert admitted == [(ASKER.peer_id, 7)]
+    assert taken.knows(ASKER.peer_id)
+    assert peer.status() == {"vouched": {"for": 1, "as_one_of": 0}}
     assert peer.answer({"vouch_for": OTHER.peer_id, "at": PEER.peer_id}) == {}
-    assert admitted == [(ASKER.peer_id, 7)]
+    assert not taken.knows(OTHER.peer_id)
 
 
 @pytest.mark.parametrize(
@@ -167,17 +171,20 @@ async def test_who_is_anonymous_names_no_peer(monkeypatch: pytest.MonkeyPatch) -
     """And who names one shows no voucher."""
     started = list[object]()
     async with trio.open_nursery() as nursery:
-        monkeypatch.setattr(vouching.Sponsorship, "run", lambda _: started.append(1))
-        how = partial(speaking_for, nursery, ASKER.peer_id, "main")
-        sponsor, vouch = how(named=True, anonymous=True)
+        monkeypatch.setattr(Sponsorship, "run", lambda _: started.append(1))
+        how = partial(ClientOptions, None, (), "main")
+        anonymous = how(sponsored=True, anonymous=True)
+        sponsor, vouch = speaking_for(nursery, ASKER.peer_id, anonymous)
         assert sponsor() is None
         assert not started
-        async with open_status(describe, Voucherer(PEER, "main", lambda: SERVING).answer):
+        async with open_status(describe, voucherer(clock_ms).answer):
             found = await vouch(STAGE.peer_id)
             assert found
-            assert found.epoch == epoch_at(vouching.clock_ms())
-            _, vouch = how(named=False, anonymous=False)
+            assert found.epoch == epoch_at(clock_ms())
+            _, vouch = speaking_for(nursery, ASKER.peer_id, how(sponsored=False))
             assert await vouch(STAGE.peer_id) is None
+    assert anonymous.books is how(sponsored=False).books is Side.UNNAMED
+    assert how().books is Side.USED
 
 
 def test_what_was_had_unnamed_is_stated_to_nobody(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A stage that guesses who vouches, by all that its logs hold: what it is shown, and who is there.
 
-Peers come and go; each learns of it a while later than others, so that views differ. Whoever is up
-asks now and then, for a requester with a fresh id, with real vouchers in the ring that its own view
-gives. The observer notes when, by whom and with which bytes, what it knew of each peer, and all
-that went before; then it guesses.
+Peers come and go; each learns of it a while later than others, so that views differ. All that are
+up ask now and then, for requesters with fresh ids, with real vouchers in the ring that their own
+view gives. The observer notes when, by which requester and with which bytes, what it knew of each
+peer, and all that went before; then it guesses.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from random import Random
 from p2pinfer.core.edwards import scalar_of
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ring_signature import CHANCE_BYTES
-from p2pinfer.core.voucher import EPOCH_S, Voucher, ring_of, vouch
+from p2pinfer.core.voucher import EPOCH_S, RingVoucher, ring_of, vouch
 from transports.identity import Identity, public_key
 
 PEERS = 40
@@ -33,7 +33,7 @@ class Logged:
 
     at_s: float
     requester: PeerId
-    voucher: Voucher
+    voucher: RingVoucher
     up: frozenset[bytes]
     """The keys of those that the stage knew to be up then."""
     since_s: dict[bytes, float]
@@ -44,7 +44,7 @@ class Logged:
 Guess = Callable[[Logged, Sequence[Logged], Random], bytes]
 """Returns a key of the ring, from a session's log and those before it."""
 
-Vouch = Callable[[bytes, list[bytes], int, PeerId, PeerId, str, bytes], Voucher]
+Vouch = Callable[[bytes, list[bytes], int, PeerId, PeerId, str, bytes], RingVoucher]
 
 
 class _Turns:

@@ -11,7 +11,7 @@ from p2pinfer.core.errors import RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Hop, Open, Opened, Refusal
 from p2pinfer.core.receipts import Terms
-from p2pinfer.core.voucher import CLOCKS_APART_S_MAX, EPOCH_S, Voucher
+from p2pinfer.core.voucher import CLOCKS_APART_S_MAX, EPOCH_S, RingVoucher
 from p2pinfer.core.wire import BadMessage, decode
 from p2pinfer.node.tags_db import TagsDb
 from peers.asking.stage_handle import open_stages
@@ -22,7 +22,7 @@ from peers.serving.accounts import Account, Accounts
 from peers.serving.dispatcher import Dispatcher
 from peers.serving.door import Door
 from peers.serving.stage import Stage
-from peers.serving.vouchers import TagBooks, TagMemory, Vouched
+from peers.serving.vouchers import TagBooks, TagMemory, TakenVouchers
 from peers.steps.messaging import SESSION, RefusedError, receive, refuse, send
 from tests.core.test_voucher import ASKER, MEMBERS, OTHER, STAGE, word
 from tests.support.fake_engines import FakeStage
@@ -49,11 +49,11 @@ class Clock:
 
 def stage(
     books: TagBooks | None = None, clock: Clock | None = None, serving: set[PeerId] = SERVING
-) -> Vouched:
+) -> TakenVouchers:
     """Return what a stage knows of vouchers: nothing yet."""
     books = books or TagMemory()
     serves = serving.__contains__
-    return Vouched(STAGE.peer_id, "main", clock or Clock(), serves, books, in_place)
+    return TakenVouchers(STAGE.peer_id, "main", clock or Clock(), serves, books, in_place)
 
 
 async def test_whoever_a_serving_peer_vouches_for_has_credit() -> None:
@@ -155,7 +155,7 @@ async def test_without_a_disk_what_is_remembered_counts(tmp_path: Path) -> None:
         word(network="another"),
     ],
 )
-async def test_a_forged_one_is_its_senders_fault(forged: Voucher) -> None:
+async def test_a_forged_one_is_its_senders_fault(forged: RingVoucher) -> None:
     """It could have checked it."""
     vouched = stage()
     with pytest.raises(RemoteProtocolError, match="nobody") as blame:
@@ -200,7 +200,7 @@ async def test_few_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vouched.knows(ME)
 
 
-def opening(voucher: Voucher | None, by: PeerId = ME, number: int = 0) -> Open:
+def opening(voucher: RingVoucher | None, by: PeerId = ME, number: int = 0) -> Open:
     """Ask for a session in the requester's own name."""
     return Open(session_id(number), MODEL, by, by, 1, 29, CONTEXT, voucher=voucher)
 
@@ -226,7 +226,9 @@ async def test_at_a_full_stage_it_goes_first(autojump_clock: MockClock) -> None:
         stages.add(Stage(node, FakeStage(1, 29, sessions=1, context=CONTEXT), MODEL), Door(1, 256))
         stages.listen()
 
-        async def ask(name: str, key: Identity, voucher: Voucher | None, number: int) -> Channel:
+        async def ask(
+            name: str, key: Identity, voucher: RingVoucher | None, number: int
+        ) -> Channel:
             async with network.join(key.peer_id) as asker:
                 channel: Channel = await asker.open(node.peer_id, SESSION)
                 await send(channel, opening(voucher, key.peer_id, number))
@@ -264,7 +266,7 @@ async def test_a_stage_of_before_is_asked_again_without(autojump_clock: MockCloc
         await send(channel, Opened())
         await trio.sleep_forever()
 
-    async def vouch(at: PeerId) -> Voucher:
+    async def vouch(at: PeerId) -> RingVoucher:
         assert at == STAGE.peer_id
         return word()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from nacl.bindings import crypto_scalarmult_ed25519_base_noclamp
 
-from p2pinfer.core.voucher import Voucher, vouch
+from p2pinfer.core.voucher import RingVoucher, vouch
 from tests.support.observer import GUESSES, STAGE, Logged, by_chance, hits, logs
 
 SESSIONS = 1000
@@ -42,7 +42,7 @@ def test_a_stage_guesses_no_better_than_by_chance(name: str, logged: Sequence[Lo
 def test_a_signer_with_a_place_of_its_own_would_be_seen() -> None:
     """So that the measure shows something: one that puts its own key first."""
 
-    def careless(secret: bytes, ring: list[bytes], *rest: Any) -> Voucher:
+    def careless(secret: bytes, ring: list[bytes], *rest: Any) -> RingVoucher:
         me = crypto_scalarmult_ed25519_base_noclamp(secret)
         return vouch(secret, sorted(ring, key=lambda key: key != me), *rest)
 
