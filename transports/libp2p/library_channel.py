@@ -3,13 +3,15 @@
 Not for use with strangers: a cancellation during a read or write can end the whole connection.
 """
 
+from collections.abc import Callable
+
 import trio
 from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError
 
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX
+from transports.base import MESSAGE_BYTES_MAX, receive_one_by_one
 
 LENGTH_BYTES = 4
 
@@ -59,6 +61,10 @@ class LibraryChannel:
                 raise ChannelClosed(self._remote, "the stream ended")
             data += more
         return bytes(data)
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Receive them in turn; see the protocol."""
+        await receive_one_by_one(self, take)
 
     async def close(self) -> None:
         """Send no more."""
