@@ -4,8 +4,9 @@ KV cells are reserved before a session is accepted, so no accepted session fails
 room. A session that does not fit waits for a moment in a bounded queue. A place that becomes free
 goes to the requester with the fewest, where one that has waited counts as having ever fewer; so
 none waits for ever. A requester that also serves has credit, and counts as having fewer; but every
-few places one is given without regard to credit, so that credit cannot crowd others out. The clock
-is an argument, in seconds.
+few places one is given without regard to credit, so that credit cannot crowd others out. For those
+places all the time counts since a requester asked first, however often it was refused since. The
+clock is an argument, in seconds.
 """
 
 from collections import Counter
@@ -31,6 +32,13 @@ RETRY_MS_MAX = 60_000
 
 WITHOUT_CREDIT_EVERY = 4
 """Of contested places, one in this many goes to the requester that is next without credit."""
+
+REFUSED_MAX = 1024
+"""Requesters whose first ask is remembered although they were refused; of more, those that came
+last start afresh each time."""
+
+FORGOTTEN_S = 2 * RETRY_MS_MAX / 1000
+"""Who does not come back for so long has gone elsewhere."""
 
 SESSION_S_DEFAULT = 20.0
 """How long a session holds its place, assumed until some have ended: a few answers."""
@@ -91,6 +99,8 @@ class Admission:
         self._held: dict[SessionId, Ask] = {}
         self._since_s: dict[SessionId, float] = {}
         self._waiting: list[Ask] = []
+        self._refused: dict[PeerId, tuple[float, float]] = {}
+        """When each requester without a place asked first, and when it did last."""
         self._session_s = SESSION_S_DEFAULT
         self._contested = 0  # places given so far that several sessions waited for
 
@@ -118,6 +128,7 @@ class Admission:
             return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED)]
         if ask.session in self._held or any(ask.session == each.session for each in self._waiting):
             return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED, RETRY_MS_MIN)]
+        self._remember(ask)
         self._waiting.append(ask)
         answers = self._fill(ask.at_s)
         if len(self._waiting) > WAITING_MAX:
@@ -169,6 +180,7 @@ class Admission:
             self._contested += len(self._waiting) > 1
             self._waiting.remove(ask)
             self._held[ask.session] = ask
+            self._refused.pop(ask.requester, None)
             self._since_s[ask.session] = now_s
             answers.append(AdmissionAnswer(ask.session, AdmissionVerdict.ADMITTED))
         return answers
@@ -177,15 +189,30 @@ class Admission:
         """Return how many of the shared cells a session takes."""
         return ask.cells if ask.cells > self._usual_cells else 0
 
+    def _remember(self, ask: Ask) -> None:
+        """Note since when a requester asks."""
+        first_s, last_s = self._refused.pop(ask.requester, (ask.at_s, ask.at_s))
+        if ask.at_s - last_s >= FORGOTTEN_S:
+            first_s = ask.at_s
+        while self._refused:  # in the order of the last asks
+            oldest, (_, asked_s) = next(iter(self._refused.items()))
+            if ask.at_s - asked_s < FORGOTTEN_S:
+                break
+            del self._refused[oldest]
+        if len(self._refused) < REFUSED_MAX:
+            self._refused[ask.requester] = first_s, ask.at_s
+
     def _credited(self, ask: Ask) -> tuple[float, float]:
         """Return the sort key that decides which is next; the smallest is."""
-        counts, at_s = self._order(ask)
-        return counts - ask.credit, at_s
+        return self._holds(ask) + ask.at_s / WAITED_S_PER_SESSION - ask.credit, ask.at_s
 
     def _order(self, ask: Ask) -> tuple[float, float]:
         """Return the sort key without credit."""
-        holds = Counter(each.requester for each in self._held.values())[ask.requester]
-        return holds + ask.at_s / WAITED_S_PER_SESSION, ask.at_s
+        first_s, _ = self._refused.get(ask.requester, (ask.at_s, ask.at_s))
+        return self._holds(ask) + first_s / WAITED_S_PER_SESSION, ask.at_s
+
+    def _holds(self, ask: Ask) -> int:
+        return Counter(each.requester for each in self._held.values())[ask.requester]
 
     def _retry_ms(self, before: int) -> int:
         """Return when a place should be free for a session with ``before`` others ahead of it."""

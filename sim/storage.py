@@ -73,7 +73,8 @@ class _Kept:
     moved_rows: int = 0
     lost_groups: set[int] = field(default_factory=set)
     stored: float = 0.0
-    away: float = 0.0
+    away_groups: int = 0
+    away_rows: int = 0
     looks: int = 0
 
     @property
@@ -176,10 +177,11 @@ class StorageRun:
         way.looks += 1
         way.stored += sum(map(len, real))
         reached = set[int]().union(*(rows for name, rows in holds.items() if name in up))
-        if way.copies:
-            way.away += (way.need - len(reached)) / way.need
-        else:
-            way.away += len(reached) < way.need
+        # Data rows that are up are read as they are, whether or not the others can be computed.
+        is_whole = len(reached) >= way.need and not way.copies
+        away = 0 if is_whole else way.need - len(reached & set(range(way.need)))
+        way.away_rows += away
+        way.away_groups += away > 0
         if len(set[int]().union(*real)) < way.need:
             way.lost_groups.add(number)
         counted = present({name: silent[name] for name in holds}, available)
@@ -238,7 +240,8 @@ def _report(way: _Kept) -> dict[str, Any]:
     return {
         "storage_times": round(way.stored / (looks / GROUPS) / rows, 3),
         "groups_lost": len(way.lost_groups),
-        "out_of_reach": round(way.away / looks, 5),
+        "groups_out_of_reach": round(way.away_groups / looks, 5),
+        "rows_out_of_reach": round(way.away_rows / (looks * way.need), 5),
         "lost_gb": round(way.lost_rows * ROW_MB / 1e3, 1),
         "moved_gb": round(way.moved_rows * ROW_MB / 1e3, 1),
         "moved_per_lost": round(way.moved_rows / way.lost_rows, 2) if way.lost_rows else None,
@@ -259,8 +262,9 @@ def storage(
 
     Returns:
         For the way that ``scheduler.keeping`` chooses, and for 2 and 3 copies: ``storage_times``
-        the model's size on disks, groups lost for good, the share of time in which a group was out
-        of reach, what was lost with peers that left and what was moved to repair it.
+        the model's size on disks, groups lost for good, the share of time in which not all of a
+        group could be had and in which a single row of it could not, what was lost with peers that
+        left and what was moved to repair it.
     """
     run = StorageRun(peers, up, seed)
     steps = round(days * 86_400 / STEP_S)

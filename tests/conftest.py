@@ -36,6 +36,7 @@ SLOW = (
     "engine/store/test_split.py",
     "engine/store/test_store_crashes.py",
     "engine/store/test_tebibyte.py",
+    "peers/serving/test_vouchers_observed.py",  # a thousand signatures
     "node/test_ledger_kills.py",  # a process that is killed at every step
     "engine/test_template.py",
     "engine/test_template_features.py",

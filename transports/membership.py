@@ -36,15 +36,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nacl.bindings import (
     crypto_core_ed25519_add,
-    crypto_core_ed25519_is_valid_point,
     crypto_core_ed25519_scalar_add,
     crypto_core_ed25519_scalar_mul,
-    crypto_core_ed25519_scalar_reduce,
     crypto_scalarmult_ed25519_base_noclamp,
     crypto_scalarmult_ed25519_noclamp,
 )
 from nacl.exceptions import CryptoError
 
+from p2pinfer.core.edwards import is_point, reduce, scalar_of
 from p2pinfer.core.ids import PeerId
 from transports.identity import Identity, public_key
 
@@ -95,7 +94,7 @@ class Founding:
             raise ValueError(f"a threshold of 1 up to all founders, at most {FOUNDERS_MAX}")
         if len(set(self.founders)) < len(self.founders):
             raise ValueError("each founder counts once")
-        if not all(map(_is_point, self.founders)) or len(self.key) != KEY_BYTES:
+        if not all(map(is_point, self.founders)) or len(self.key) != KEY_BYTES:
             raise ValueError("a key is not one")
         if self.epoch_s < EPOCH_S_MIN:
             raise ValueError(f"an epoch has {EPOCH_S_MIN} s at least")
@@ -139,7 +138,7 @@ class Grant:
             key.verify(self.shown + self.secret, founding.to_grant(member, self.epoch))
         except (InvalidSignature, ValueError):
             return False
-        return _is_point(self.shown)
+        return is_point(self.shown)
 
 
 def grant(founder: Identity, founding: Founding, member: bytes, epoch: int) -> Grant:
@@ -148,7 +147,7 @@ def grant(founder: Identity, founding: Founding, member: bytes, epoch: int) -> G
     Raises:
         ValueError: this is none of the founders, or the member's key is not one.
     """
-    if not _is_point(member):
+    if not is_point(member):
         raise ValueError("that is no member's key")
     place = founding.founders.index(public_key(founder.peer_id))
     made = founder.sign(founding.to_grant(member, epoch))
@@ -181,7 +180,7 @@ class MemberKey:
         if not all(each.holds(founding, name) for each in found):
             raise ValueError("a founder's signature is not for this member")
         epoch, shown = found[0].epoch, tuple((each.founder, each.shown) for each in found)
-        secret = _scalar_of(member.seed)
+        secret = scalar_of(member.seed)
         for place, each in enumerate(found):
             weight = _weight(founding, name, epoch, shown, place)
             part = crypto_core_ed25519_scalar_mul(weight, each.secret)
@@ -209,7 +208,7 @@ class MemberKey:
         head += b"".join(bytes([place]) + shown for place, shown in self.shown)
         message = _to_prove(self.founding, head, me, other, binding)
         # As in Ed25519, where the secret is a seed; so that any implementation of it checks this.
-        nonce = _reduce(hashlib.sha512(self.secret + chance + message).digest())
+        nonce = reduce(hashlib.sha512(self.secret + chance + message).digest())
         commitment = crypto_scalarmult_ed25519_base_noclamp(nonce)
         challenge = _challenge(commitment, self.public, message)
         answer = crypto_core_ed25519_scalar_add(
@@ -246,7 +245,7 @@ def check(
     numbers = {place for place, _ in shown}
     if len(numbers) < count or max(numbers) >= len(founding.founders):
         raise NotAMemberError("its proof of membership names other founders than it may")
-    if not _is_point(member) or not all(_is_point(each) for _, each in shown):
+    if not is_point(member) or not all(is_point(each) for _, each in shown):
         raise NotAMemberError("its proof of membership holds no keys")
     try:
         key = Ed25519PublicKey.from_public_bytes(_public(founding, member, epoch, shown))
@@ -262,26 +261,9 @@ def _to_prove(founding: Founding, head: bytes, me: PeerId, other: PeerId, bindin
     return b"".join((_PROOF, founding.id, named, len(binding).to_bytes(2, "little"), binding, head))
 
 
-def _is_point(data: bytes) -> bool:
-    """Whether bytes are a point of the group's prime order, canonically encoded."""
-    return len(data) == KEY_BYTES and crypto_core_ed25519_is_valid_point(data)
-
-
-def _reduce(digest: bytes) -> bytes:
-    return crypto_core_ed25519_scalar_reduce(digest)
-
-
-def _scalar_of(seed: bytes) -> bytes:
-    """Return the secret scalar of an Ed25519 seed (RFC 8032, 5.1.5), below the group's order."""
-    half = bytearray(hashlib.sha512(seed).digest()[:32])
-    half[0] &= 248
-    half[31] = half[31] & 127 | 64
-    return _reduce(bytes(half) + bytes(32))
-
-
 def _challenge(commitment: bytes, key: bytes, message: bytes) -> bytes:
     """Return the challenge of an Ed25519 signature (RFC 8032, 5.1.6)."""
-    return _reduce(hashlib.sha512(commitment + key + message).digest())
+    return reduce(hashlib.sha512(commitment + key + message).digest())
 
 
 def _weight(
@@ -295,7 +277,7 @@ def _weight(
     body = b"".join(
         (b"p2pinfer member weight 1\0", founding.to_grant(member, epoch), said, bytes([place]))
     )
-    return _reduce(hashlib.sha512(body).digest())
+    return reduce(hashlib.sha512(body).digest())
 
 
 @lru_cache(maxsize=1024)

@@ -84,6 +84,7 @@ def chat(
         drafts=answer.draft,
         draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
+        anonymous=answer.anonymous,
         default_model=default_model(store),
     )
     run_task(lambda: _talk(options, store, answer, template, question, as_json=as_json))

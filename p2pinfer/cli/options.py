@@ -384,6 +384,16 @@ class AnswerFlags:
             " requests, and learn that the two belong together.",
         ),
     ] = True
+    anonymous: Annotated[
+        bool,
+        option(
+            "anonymous",
+            "Have that peer vouch as one of several instead: stages learn that some serving peer"
+            " does, and not which. What it did for them does not count then, and what is had is not"
+            " signed for.",
+            negative="",
+        ),
+    ] = False
     draft: Annotated[
         bool,
         option(

@@ -297,6 +297,7 @@ async def _swarm(
             drafts=answer.draft,
             draft_model=await trio.to_thread.run_sync(draft_model, answer.draft_model, store),
             sponsored=answer.sponsor,
+            anonymous=answer.anonymous,
             default_model=default_model(store),
         )
         if named and wanted.local:

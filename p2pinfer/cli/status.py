@@ -124,6 +124,10 @@ def ledger(*, as_json: AsJson = False) -> None:
     print(f"{'all':<52} {served:>14,} {used:>14,}")
     for line in _parts_and_space(report["peers"]):
         print(line)
+    if unnamed := report["had_unnamed"]:
+        print(
+            f"{'asked for without a name, and signed for to nobody':<52} {unnamed / 1000:>14,.1f}"
+        )
     note(
         "served and used are layer-rows: a layer-row is one token through one layer. Signed is how"
         " much of it the user has put its name to, in gigabyte-rows: one token through a gigabyte"
@@ -229,7 +233,18 @@ def lines(found: Status) -> list[str]:
             f"sessions {len(found['sessions'])} of {found['sessions_max']}{for_them};"
             f" {found['queued_rows']} rows queued"
         )
-    return said
+    return [*said, *_vouched(found)]
+
+
+def _vouched(found: Status) -> list[str]:
+    """Say how many are vouched for here without a name, and whether this peer vouches."""
+    vouched = found.get("vouched", {})
+    here, ring = vouched.get("for", 0), vouched.get("as_one_of", 0)
+    who = "1 requester" if here == 1 else f"{here} requesters"
+    words = [f"some serving peer vouches for {who} here"] if here else []
+    if ring:
+        words.append(f"this one vouches for one from this machine, as one of {ring}")
+    return [f"credit   {'; '.join(words)}"] if words else []
 
 
 def _punched(found: Status) -> list[str]:

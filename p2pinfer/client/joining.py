@@ -70,6 +70,7 @@ class connect:  # noqa: N801 -- used like a function
         proof_rate: the share of stages that must also open rows, checked with a proof key.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
+        anonymous: have that peer vouch as one of several instead: stages do not learn which.
         drafts: send likely next tokens ahead, which changes no answer.
         draft_model: a small model of the same family, all of it here, that also says which ones.
         chat_template: a file with a Jinja template, used in place of the model's own.
@@ -96,6 +97,7 @@ class connect:  # noqa: N801 -- used like a function
         audit_rate: float = AUDIT_RATE_DEFAULT,
         proof_rate: float = PROOF_RATE_DEFAULT,
         sponsored: bool = True,
+        anonymous: bool = False,
         drafts: bool = True,
         draft_model: str | None = None,
         chat_template: str | Path | None = None,
@@ -110,7 +112,7 @@ class connect:  # noqa: N801 -- used like a function
             network, key, members = read_key(Path(network_key), network)
         reach = reach_of(network, key, mdns, dht, bootstrap, members)
         self._model, self._sessions = model, sessions
-        self._sponsored, self._drafts = sponsored, drafts
+        self._sponsored, self._anonymous, self._drafts = sponsored, anonymous, drafts
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
@@ -171,6 +173,7 @@ class connect:  # noqa: N801 -- used like a function
             audit_rate=self._audit_rate,
             proof_rate=self._proof_rate,
             sponsored=self._sponsored,
+            anonymous=self._anonymous,
             drafts=self._drafts,
             draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),

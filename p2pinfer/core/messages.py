@@ -94,6 +94,7 @@ from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.statement import Owe, Owed, Vouch
 from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
+from p2pinfer.core.voucher import RingVoucher
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -123,6 +124,7 @@ NUMBER_MAX = 1 << 62
 """Of what senders count: it fits into eight bytes, and is never reached."""
 
 _NUMBER = whole(0, NUMBER_MAX)
+_VOUCHER = v.optional(v.instance_of(RingVoucher))
 _SOME_CHUNKS: Any = sized(tuple, CHUNKS_PER_QUESTION_MAX, 1)
 _PARTS: Any = v.deep_iterable(HASH, v.max_len(PARTS_PER_QUESTION_MAX))
 _INDICES: Any = v.deep_iterable(whole(0, 8 * BITMAP_BYTES_MAX - 1), _SOME_CHUNKS)
@@ -198,6 +200,8 @@ class Open:
     """Whether steps will hold blocks; a stage that cannot run them refuses."""
     parent: Parent | None = field(default=None, validator=v.optional(v.instance_of(Parent)))
     """Begin with what this session holds. A stage that cannot begins with nothing."""
+    voucher: RingVoucher | None = field(default=None, validator=_VOUCHER)
+    """Some serving peer vouches for the sender, in place of a sponsor that is named."""
 
 
 @frozen

@@ -58,9 +58,9 @@ def _of_step(step: Step) -> tuple[Any, ...]:
 def _of_open(opened: Open) -> tuple[Any, ...]:
     """Leave out last fields that say nothing: peers of before, which lack them, reject them."""
     values: tuple[Any, ...] = _converter.unstructure_attrs_astuple(opened)
-    if opened.parent:
-        return values
-    return values[:-1] if opened.blocks else values[:-2]
+    last = (opened.blocks, opened.parent, opened.voucher)
+    silent = next((n for n, said in enumerate(reversed(last)) if said), len(last))
+    return values[: len(values) - silent]
 
 
 def _of_opened(opened: Opened) -> tuple[Any, ...]:

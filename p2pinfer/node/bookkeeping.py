@@ -17,11 +17,13 @@ from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.ledger_db import LedgerDb, LedgerKeeper, Moved, Side, open_books, weighed
 from p2pinfer.node.sponsors import clock_ms
 from p2pinfer.node.swarm_connection import SwarmConnection
+from p2pinfer.node.tags_db import open_tags
 from peers.discovery.directory import Directory
 from peers.parts.protocol import Tally
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.credit import Credit
+from peers.serving.vouchers import TakenVouchers
 
 _log = logging.getLogger("p2pinfer.ledger")
 
@@ -30,10 +32,15 @@ WRITE_S = 60.0
 
 
 class BooksTally(Tally):
-    """Counts parts that were sent and shares that were kept, and writes sums into the books."""
+    """Counts parts that were sent and shares that were kept, and writes sums into the books.
 
-    def __init__(self, books: LedgerDb) -> None:
-        self._books = books
+    Args:
+        books: the ledger.
+        used: the side of what others did for this machine.
+    """
+
+    def __init__(self, books: LedgerDb, used: Side = Side.USED) -> None:
+        self._books, self._used = books, used
         self._sums: Counter[tuple[Side, PeerId, str]] = Counter()
 
     def sent(self, peer: PeerId, count: int) -> None:
@@ -42,11 +49,11 @@ class BooksTally(Tally):
 
     def had(self, peer: PeerId, count: int) -> None:
         """Note bytes of right chunks that a peer gave."""
-        self._sums[Side.USED, peer, "sent_bytes"] += count
+        self._sums[self._used, peer, "sent_bytes"] += count
 
     def kept(self, peer: PeerId, byte_s: int) -> None:
         """Note bytes times seconds that a peer has kept of a model, as a check showed."""
-        self._sums[Side.USED, peer, "kept_byte_s"] += byte_s
+        self._sums[self._used, peer, "kept_byte_s"] += byte_s
 
     async def run(self) -> None:
         """Write sums for ever."""
@@ -64,19 +71,21 @@ class BooksTally(Tally):
             _log.warning("%s", error)
 
 
-async def keep_used(done: Iterable[LedgerEntry], manifest: Manifest) -> None:
+async def keep_used(side: Side, done: Iterable[LedgerEntry], manifest: Manifest) -> None:
     """Write down what others did for this machine; the answer itself never fails for that."""
     try:
         weighted = [weighed(each, manifest) for each in done]
-        await trio.to_thread.run_sync(open_books().keep, Side.USED, weighted)
+        await trio.to_thread.run_sync(open_books().keep, side, weighted)
     except UserError as error:
         _log.warning("%s", error)
 
 
 @asynccontextmanager
-async def counting(nursery: trio.Nursery | None = None) -> AsyncIterator[Tally]:
+async def counting(
+    nursery: trio.Nursery | None = None, used: Side = Side.USED
+) -> AsyncIterator[Tally]:
     """Provide a tally that is written at the end of the block; in a nursery, now and then, too."""
-    tally = BooksTally(open_books())
+    tally = BooksTally(open_books(), used)
     if nursery:
         nursery.start_soon(tally.run)
     try:
@@ -97,21 +106,26 @@ def tell_credit(swarm: SwarmConnection, model: ModelId) -> Credit:
 
 def keep_accounts(
     swarm: SwarmConnection, model: PartsModel, network: str, bookkeeper: LedgerKeeper
-) -> tuple[ReceiptSigner, Accounts, Credit]:
+) -> tuple[ReceiptSigner, Accounts, Credit, TakenVouchers]:
     """Sign for work and count it, and tell others what is owed, from now on."""
     transport, directory, identity = swarm.transport, swarm.directory, swarm.identity
     credit = tell_credit(swarm, model.id)
     serves = partial(_serves, directory, transport.peer_id, model.id)
-    accounts = Accounts(network, clock_ms, serves, credit.places)
+    vouched = TakenVouchers(transport.peer_id, network, clock_ms, serves, open_tags())
+    accounts = Accounts(network, clock_ms, serves, credit.places, vouched)
 
     def served(entry: LedgerEntry) -> None:
         bookkeeper.served(weighed(accounts.booked(entry), model.manifest))
 
     signer = ReceiptSigner(transport, identity.sign, served)
     signer.listen()
-    return signer, accounts, credit
+    return signer, accounts, credit, vouched
+
+
+def serving_peers(directory: Directory, model: ModelId) -> list[PeerId]:
+    """Return the other peers that serve a model now."""
+    return [each.peer for each in directory.serving(model) if each.state is State.SERVING]
 
 
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
-    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
-    return peer == me or any(other.peer == peer for other in serving)
+    return peer == me or peer in serving_peers(directory, model)

@@ -71,9 +71,11 @@ class Side(StrEnum):
 
     SERVED = "served"
     USED = "used"
+    UNNAMED = "unnamed"
+    """It asked without naming a peer of its own, so no statement may say what it had."""
 
 
-_SIDES = ((Side.USED, "server"), (Side.SERVED, "user"))
+_SIDES = ((Side.USED, Side.UNNAMED), "server"), ((Side.SERVED,), "user")
 
 
 @frozen
@@ -112,7 +114,7 @@ class LedgerDb:
         if rows:
             with self._open() as database:
                 database.executemany(_KEEP, rows)
-                tables.trim(database, Side.USED, ENTRIES_MAX)
+                tables.trim(database, Side.SERVED, ENTRIES_MAX)
 
     def move(self, moved: Iterable[Moved]) -> None:
         """Add parts that were sent and shares that were kept, durably; raises UserError."""
@@ -121,16 +123,16 @@ class LedgerDb:
         if rows:
             with self._open() as database:
                 database.executemany(_MOVED, rows)
-                tables.trim(database, Side.USED, ENTRIES_MAX)
+                tables.trim(database, Side.SERVED, ENTRIES_MAX)
 
     def accounts(self) -> list[LedgerAccount]:
         """Return the work between this machine and each peer; raises UserError."""
         sides: list[list[LedgerEntry]] = []
         with self._open() as database:
-            for side in (Side.SERVED, Side.USED):
-                found = database.execute(_LAYER_ROWS, (side,))
+            for one in ((Side.SERVED,), (Side.USED, Side.UNNAMED)):
+                found = [row for each in one for row in database.execute(_LAYER_ROWS, (each,))]
                 entries = [LedgerEntry(PeerId(s), PeerId(u), *rest) for s, u, *rest in found]
-                folded = database.execute(_FOLDED_ROWS, (side,))
+                folded = [row for each in one for row in database.execute(_FOLDED_ROWS, (each,))]
                 # One layer stands for those of the entries whose sum it is.
                 entries += [
                     LedgerEntry(PeerId(peer), PeerId(peer), b"", 0, 1, rows)
@@ -179,7 +181,7 @@ class LedgerDb:
             database.execute("BEGIN IMMEDIATE")  # another process may be stating, too
             stated = tables.stated_by_server(database)
             mine = {each.server: each for each in tables.statements(database, "user", me)}
-            for server, had in tables.totals(database, *_SIDES[0]).items():
+            for server, had in tables.totals(database, (Side.USED,), "server").items():
                 more = had.beyond(stated.get(server, NOTHING))
                 if server == me or more == NOTHING:
                     continue
@@ -229,7 +231,8 @@ class LedgerDb:
         """Return what was given and had, per peer and day, and all statements; raises UserError.
 
         All in megabyte-rows (see ``Amounts.worth``), but for the amounts beside work, which stand
-        by themselves, too; days are counted from 1970, the last ``DAYS_SHOWN`` alone.
+        by themselves, too; days are counted from 1970, the last ``DAYS_SHOWN`` alone. Of what was
+        had, ``had_unnamed`` is what no statement says, since it was asked for without a name.
         """
         with self._open() as database:
             had, given = (tables.totals(database, *each) for each in _SIDES)
@@ -238,6 +241,7 @@ class LedgerDb:
                 for (day, _), amounts in tables.daily(database, *each).items():
                     if day in days:
                         days[day][place] += amounts.worth
+            unnamed = tables.totals(database, (Side.UNNAMED,), "server")
             found = tables.all_statements(database)
             here = {server for (server,) in database.execute(_OWN_PEERS, (Side.SERVED,))}
         sums = {
@@ -251,6 +255,7 @@ class LedgerDb:
         return {
             "given": sum(one.worth for one, _ in sums.values()),
             "had": sum(two.worth for _, two in sums.values()),
+            "had_unnamed": sum(each.worth for each in unnamed.values()),
             "days": [{"day": day, "given": one, "had": two} for day, (one, two) in days.items()],
             "peers": [
                 {

@@ -53,7 +53,7 @@ _PUT = "REPLACE INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TRIM = "DELETE FROM {0} WHERE rowid <= (SELECT max(rowid) FROM {0}) - ?"
 _FOLD = """
 INSERT INTO folded
-SELECT side, iif(side = ?, server, user), day, sum({unit}), sum(rows * (last - first)) FROM work
+SELECT side, iif(side = ?, user, server), day, sum({unit}), sum(rows * (last - first)) FROM work
 WHERE rowid <= (SELECT max(rowid) FROM work) - ? GROUP BY 1, 2, 3
 ON CONFLICT DO UPDATE SET work = work + excluded.work, rows = rows + excluded.rows
 """
@@ -74,12 +74,12 @@ def make(database: sqlite3.Connection) -> None:
                 database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
-def trim(database: sqlite3.Connection, used: str, entries_max: int) -> None:
+def trim(database: sqlite3.Connection, served: str, entries_max: int) -> None:
     """Delete the oldest entries of work beyond a number; their sums by day and peer stay.
 
     Of these and of parts and space, as many days stay, and the rest in sums by peer.
     """
-    database.execute(_FOLD.format(unit=_UNIT), (used, entries_max))
+    database.execute(_FOLD.format(unit=_UNIT), (served, entries_max))
     database.execute(_TRIM.format("work"), (entries_max,))
     for table, one, two in (("folded", "work", "rows"), ("moved", "sent", "kept")):
         ((count,),) = database.execute(f"SELECT count(*) FROM {table}")  # noqa: S608 -- ours
@@ -98,39 +98,43 @@ def _join_days(database: sqlite3.Connection, table: str, one: str, two: str) -> 
     database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)", rows)  # noqa: S608
 
 
-def totals(database: sqlite3.Connection, side: str, whose: str) -> dict[PeerId, Amounts]:
-    """Return what was done on one side, by the peer at the other end.
+def totals(database: sqlite3.Connection, sides: Iterable[str], whose: str) -> dict[PeerId, Amounts]:
+    """Return what was done on some sides, by the peer at the other end.
 
     Args:
         database: the ledger.
-        side: as in the tables.
+        sides: as in the tables.
         whose: the column of ``work`` that names the other end.
     """
     found: defaultdict[PeerId, Amounts] = defaultdict(Amounts)
     work = f"SELECT {whose}, sum{_UNIT} FROM work WHERE side = ? GROUP BY 1"  # noqa: S608 -- ours
     folded = "SELECT peer, sum(work) FROM folded WHERE side = ? GROUP BY 1"
-    for query in (work, folded):
-        for peer, done in database.execute(query, (side,)):
-            found[PeerId(peer)] += Amounts(work=done)
     moved = "SELECT peer, sum(sent), sum(kept) FROM moved WHERE side = ? GROUP BY 1"
-    for peer, sent, kept in database.execute(moved, (side,)):
-        units = Amounts(sent=sent // BYTES_PER_UNIT, kept=kept // BYTE_S_PER_UNIT)
-        found[PeerId(peer)] += units
+    for side in sides:
+        for query in (work, folded):
+            for peer, done in database.execute(query, (side,)):
+                found[PeerId(peer)] += Amounts(work=done)
+        for peer, sent, kept in database.execute(moved, (side,)):
+            units = Amounts(sent=sent // BYTES_PER_UNIT, kept=kept // BYTE_S_PER_UNIT)
+            found[PeerId(peer)] += units
     return {peer: amounts for peer, amounts in found.items() if amounts != NOTHING}
 
 
-def daily(database: sqlite3.Connection, side: str, whose: str) -> dict[tuple[int, PeerId], Amounts]:
-    """Return what was done on one side, by day and peer."""
+def daily(
+    database: sqlite3.Connection, sides: Iterable[str], whose: str
+) -> dict[tuple[int, PeerId], Amounts]:
+    """Return what was done on some sides, by day and peer."""
     found: defaultdict[tuple[int, PeerId], Amounts] = defaultdict(Amounts)
     work = f"SELECT day, {whose}, sum{_UNIT} FROM work WHERE side = ? GROUP BY 1, 2"  # noqa: S608
     folded = "SELECT day, peer, work FROM folded WHERE side = ?"
-    for query in (work, folded):
-        for day, peer, done in database.execute(query, (side,)):
-            found[day, PeerId(peer)] += Amounts(work=done)
     moved = "SELECT day, peer, sent, kept FROM moved WHERE side = ?"
-    for day, peer, sent, kept in database.execute(moved, (side,)):
-        units = Amounts(sent=sent // BYTES_PER_UNIT, kept=kept // BYTE_S_PER_UNIT)
-        found[day, PeerId(peer)] += units
+    for side in sides:
+        for query in (work, folded):
+            for day, peer, done in database.execute(query, (side,)):
+                found[day, PeerId(peer)] += Amounts(work=done)
+        for day, peer, sent, kept in database.execute(moved, (side,)):
+            units = Amounts(sent=sent // BYTES_PER_UNIT, kept=kept // BYTE_S_PER_UNIT)
+            found[day, PeerId(peer)] += units
     return dict(found)
 
 

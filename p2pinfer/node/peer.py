@@ -25,7 +25,7 @@ from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.bookkeeping import counting, keep_accounts
+from p2pinfer.node.bookkeeping import counting, keep_accounts, serving_peers
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -56,6 +56,7 @@ from p2pinfer.node.swarm_connection import (
     name_of,
     open_swarm_connection,
 )
+from p2pinfer.node.vouching import VouchingPeer
 from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
@@ -195,10 +196,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         notify_owner(swarm, hooks.say, options.announce)
         _listen(swarm, options.here)
-        if options.model:
-            me = transport.peer_id
-            find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
-            transport.seek_relays(find)
+        _seek_relays(swarm, options.model)
         tally = await stack.enter_async_context(counting(nursery))
         keep_server = _listen_for_parts(transport, store, tally)
         server: Server | None = None
@@ -207,9 +205,11 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         def describe() -> Status:
             statistics = server.statistics if server else None
             hidden = directory.is_hidden
-            return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
+            said = describe_peer(transport, statistics, hidden=hidden)
+            return {"network": network} | said | vouching.status()
 
-        answer = partial(_answer, identity, options.network, transport, directory)
+        vouching = VouchingPeer(identity, network)
+        answer = partial(_answer, identity, options.network, transport, directory, vouching)
         await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
@@ -220,7 +220,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
-        signer, accounts, credit = keep_accounts(swarm, model, network, bookkeeper)
+        signer, accounts, credit, taken = keep_accounts(swarm, model, network, bookkeeper)
+        vouching.begin(partial(serving_peers, directory, model.id), taken)
         Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts, memory_bytes)
@@ -236,6 +237,15 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
+
+
+def _seek_relays(swarm: SwarmConnection, model: ModelId | None) -> None:
+    """Let the transport find relays among a model's peers, should it need any."""
+    transport = swarm.transport
+    if model:
+        me, directory = transport.peer_id, swarm.directory
+        find = partial(relay_candidates, directory, me, model, transport.round_trip_s)
+        transport.seek_relays(find)
 
 
 def _listen(swarm: SwarmConnection, here: list[str]) -> None:
@@ -258,11 +268,12 @@ def _answer(
     reach: str | Reach,
     transport: Transport,
     directory: Directory,
+    vouching: VouchingPeer,
     question: Status,
 ) -> Status:
     """Return what a peer adds to its status for processes of this machine that ask for it."""
     ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
-    return ways_in | sponsor(identity, name_of(reach), question)
+    return ways_in | vouching.answer(question) | sponsor(identity, name_of(reach), question)
 
 
 def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server, credit: Credit) -> Frauds:

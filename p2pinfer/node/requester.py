@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import UserError, lone_errors
-from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
@@ -22,7 +22,6 @@ from p2pinfer.core.limits import (
 )
 from p2pinfer.core.manifest import TOKENIZER, Manifest
 from p2pinfer.core.model_names import readable_name
-from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Ends
 from p2pinfer.engine.gguf.architectures import RULES
@@ -49,18 +48,18 @@ from p2pinfer.node.bookkeeping import counting, keep_used
 from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
+from p2pinfer.node.ledger_db import Side
 from p2pinfer.node.loading_steps import Step, ignore, loading_ends
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
 from p2pinfer.node.reputation_file import keep_standings, load_standings
-from p2pinfer.node.sponsors import Sponsorship
 from p2pinfer.node.swarm_connection import (
     SwarmConnection,
     looks_around,
-    name_of,
     open_swarm_connection,
 )
+from p2pinfer.node.vouching import speaking_for
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
 from peers.asking.session import Session
@@ -236,12 +235,19 @@ class ClientOptions:
     """The share of stages that open rows although others could run them again."""
     sponsored: bool = True
     """Ask on the account of a peer that serves on this machine, if there is one."""
+    anonymous: bool = False
+    """Have that peer vouch as one of several instead, so that stages do not learn of which."""
     drafts: bool = False
     """Send rows of likely tokens ahead; benchmarks of other things do without."""
     draft_model: PartsModel | None = None
     """A small model with the same tokens, all of it here, that drafts too."""
     default_model: Choose | None = None
     """Required if no model is named."""
+
+    @property
+    def books(self) -> Side:
+        """Where what others do is written down: a statement of it would name the peer here."""
+        return Side.USED if self.sponsored and not self.anonymous else Side.UNNAMED
 
 
 class Client(SwarmClient):
@@ -282,6 +288,7 @@ class Client(SwarmClient):
             keeps_state=RULES[model.info.architecture].is_hybrid,
         )
         self.audit_rate = options.audit_rate if options.evidence else 0.0
+        self._books = options.books
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """The record of proven cheats; None if no evidence is gathered."""
@@ -331,7 +338,7 @@ class Client(SwarmClient):
         session.is_trusted = trust.held
         self.learn(trust)
         await trio.to_thread.run_sync(open_checks().keep, trust)
-        await keep_used(evidence.work(position), self.model.manifest)
+        await keep_used(self._books, evidence.work(position), self.model.manifest)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
@@ -353,16 +360,6 @@ def _check_held(options: ClientOptions, store: Store) -> None:
             model = open_parts(store, manifest, cache_dir())
             check_weights(model, manifest.ends(options.keep), options.machine)
             check_memory(model, 2 * options.keep, options.machine)
-
-
-def _sponsor(
-    nursery: trio.Nursery, requester: PeerId, options: ClientOptions
-) -> Callable[[], Sponsor | None]:
-    """Return a function that returns the client's sponsor, or None while it has none."""
-    sponsorship = Sponsorship(requester, name_of(options.network))
-    if options.sponsored:
-        nursery.start_soon(sponsorship.run)
-    return sponsorship.current
 
 
 def _open_ends(
@@ -462,7 +459,7 @@ async def open_client(
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("looking for peers in the swarm …")
         await swarm.enter(options.model)
-        sponsor = _sponsor(nursery, transport.peer_id, options)
+        spoken_for = speaking_for(nursery, transport.peer_id, options)
         named = options.model
         if named is None:
             assert options.default_model
@@ -472,7 +469,7 @@ async def open_client(
             child, base, (first, last) = found
             named = base.id
             directory.follow(named)
-        async with counting() as tally:
+        async with counting(used=options.books) as tally:
             model, (own, (first_end, last_end)) = await obtain(
                 transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
             )
@@ -482,7 +479,7 @@ async def open_client(
             _open_ends(own, first_end, last_end, for_ends(machine, model, first, last))
         )
         freeze_gc()
-        gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
+        gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)
         serving = partial(directory.serving, model.id)
         nursery.start_soon(call_around, transport, serving, swarm.chance)
         drafting = None

@@ -288,14 +288,20 @@ def send(web3: "Web3", account: "LocalAccount", call: Any) -> Mapping[str, Any]:
         sent = web3.eth.send_raw_transaction(account.sign_transaction(made).raw_transaction)
         receipt: Mapping[str, Any] = web3.eth.wait_for_transaction_receipt(sent, RECEIPT_S_MAX)
     except (Web3Exception, ValueError, OSError) as error:
-        raise ChainError(f"the chain refused it, or cannot be reached: {error}"[:500]) from error
+        raise _refused(error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("eth_tester", "requests", "urllib3"):
             raise
-        raise ChainError(f"the chain refused it, or cannot be reached: {error}"[:500]) from error
+        raise _refused(error) from error
     if receipt["status"] != 1:
         raise ChainError("the transaction was mined, and failed")
     return receipt
+
+
+def _refused(error: Exception) -> ChainError:
+    """Put a chain's refusal into words; nodes add the bytes that the words were made of."""
+    why = getattr(error, "message", None) or error
+    return ChainError(f"the chain refused it, or cannot be reached: {why}"[:500])
 
 
 def connect(rpc: str) -> "Web3":

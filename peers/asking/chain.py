@@ -254,7 +254,7 @@ class Chain:
     ) -> list[StageHandle]:
         """Open the session at consecutive stages; at all of them or at none."""
         found = await open_stages(
-            self._transport, opened, route, previous, timeout_s, is_new=not self._stages
+            self._transport, opened, route, previous, timeout_s, self.evidence, not self._stages
         )
         for stage in found:
             self._nursery.start_soon(stage.listen, self._heard)

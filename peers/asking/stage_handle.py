@@ -29,6 +29,7 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.wire import encode
+from peers.receipts.session_evidence import Evidence
 from peers.steps.limits import CONNECT_S_MAX
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from peers.steps.numbers import all_finite
@@ -182,15 +183,16 @@ async def open_stages(
     route: Sequence[Hop],
     previous: PeerId,
     timeout_s: float,
-    *,
+    evidence: Evidence | None = None,
     is_new: bool = False,
 ) -> list[StageHandle]:
     """Open a session at consecutive stages, the first one after ``previous``.
 
     It opens at all of them or at none; raises as ``reach``. If a stage refuses a session with a
-    parent, which older peers do not know, or since it has that very session, it is asked again
-    without. A new session is asked for again without blocks, too, unless the parent's rows are
-    of blocks. A replacement that has no such parent gets the rows from the stage before it.
+    voucher, which older peers do not know, or which served another requester before, it is asked
+    again without; and then without a parent, which older peers do not know either, or since it has
+    that very session. A new session is asked for again without blocks, too, unless the parent's
+    rows are of blocks. A replacement that has no such parent gets the rows from the stage before.
     """
     previous_of = [previous, *(hop.peer for hop in route)]
     found: dict[int, StageHandle] = {}
@@ -198,6 +200,8 @@ async def open_stages(
     async def open_one(index: int, hop: Hop) -> None:
         before = previous_of[index]
         own = evolve(opened, previous=before, first=hop.first, end=hop.end)
+        if evidence:
+            own = evolve(own, voucher=await evidence.vouch(hop.peer))
         while True:
             try:
                 control, said = await reach(transport, hop, own, Opened, timeout_s)
@@ -205,7 +209,9 @@ async def open_stages(
             except RefusedError as error:
                 if error.refused.code is not Refusal.BAD_REQUEST:
                     raise
-                if own.parent:
+                if own.voucher:
+                    own = evolve(own, voucher=None)
+                elif own.parent:
                     own = evolve(own, parent=None)
                 elif is_new and own.blocks and not opened.parent:
                     own = evolve(own, blocks=False)

@@ -4,7 +4,7 @@ Nothing here delays a token: rows are kept as they pass, and hashed and compared
 settled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import trio
@@ -13,11 +13,13 @@ from attrs import evolve
 from p2pinfer.core.certificate import Certificate, StageClaim, to_sign
 from p2pinfer.core.continuity import Break, find_break
 from p2pinfer.core.evidence import Follow
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerEntry, entry_of
 from p2pinfer.core.messages import Hop, Open, Step
 from p2pinfer.core.receipts import Terms, seal_of
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
+from p2pinfer.core.voucher import RingVoucher
 from p2pinfer.core.witness import OpenedRows, Witness, runs_of
 from peers.receipts.signer import terms_of
 from peers.receipts.stage_receipts import StageReceipts
@@ -34,14 +36,28 @@ SETTLE_S_MAX = 120.0
 
 NONCE_BYTES = 32
 
+Vouch = Callable[[PeerId], Awaitable[RingVoucher | None]]
+"""Returns a voucher for a stage, if there is one."""
+
+
+async def nobody(_: PeerId) -> None:
+    """Have nobody vouch."""
+
 
 class Evidence:
     """What a requester knows about one session: rows in and out, and every stage's receipts."""
 
     def __init__(
-        self, opened: Open, terms: Terms, nonce: bytes, follow: Callable[[Hop], StageReceipts]
+        self,
+        opened: Open,
+        terms: Terms,
+        nonce: bytes,
+        follow: Callable[[Hop], StageReceipts],
+        vouch: Vouch = nobody,
     ) -> None:
         self.opened, self.terms, self.nonce = opened, terms, nonce
+        self.vouch = vouch
+        """Asked for each stage at which the session is opened."""
         self.witness = Witness(keep=True)
         """Rows that went into the chain as a whole, and rows that came out."""
         self._follow = follow
@@ -195,6 +211,7 @@ class Gatherer:
         transport: reaches the stages.
         draw: returns that many unpredictable bytes.
         sponsor: returns the sponsor of sessions, if any; of audits too, as they must look alike.
+        vouch: returns vouchers for them, where no sponsor is to be named.
     """
 
     def __init__(
@@ -203,9 +220,10 @@ class Gatherer:
         transport: Transport,
         draw: Callable[[int], bytes],
         sponsor: Callable[[], Sponsor | None] = lambda: None,
+        vouch: Vouch = nobody,
     ) -> None:
         self._nursery, self._transport, self._draw = nursery, transport, draw
-        self._sponsor = sponsor
+        self._sponsor, self._vouch = sponsor, vouch
 
     def begin(self, opened: Open) -> Evidence:
         """Return evidence for a session about to be opened; its ``opened`` carries the seal."""
@@ -218,4 +236,4 @@ class Gatherer:
             self._nursery.start_soon(receipts.run, self._transport, Follow(opened.session))
             return receipts
 
-        return Evidence(sealed, terms, nonce, follow)
+        return Evidence(sealed, terms, nonce, follow, self._vouch)

@@ -1,5 +1,7 @@
 """The account that a session counts against: the requester's own, or its sponsor's.
 
+A requester that some serving peer vouches for, it is not known which, has the credit of one.
+
 Work that a serving peer did is its credit when places are few; see ``scheduler.credit``.
 """
 
@@ -13,6 +15,7 @@ from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.messages import Open
 from p2pinfer.core.sponsor import SPONSORED_MS_MAX, to_sign
 from peers.receipts.signer import terms_of
+from peers.serving.vouchers import TakenVouchers
 from transports.identity import verify
 
 SPONSORED_MAX = 4096
@@ -31,7 +34,7 @@ class Account:
     """How many more sessions than another it may hold before the other is preferred."""
 
 
-def own_account(_: Open, remote: PeerId) -> Account:
+async def own_account(_: Open, remote: PeerId) -> Account:
     """Treat all requesters the same, each on its own account."""
     return Account(remote)
 
@@ -45,6 +48,7 @@ class Accounts:
         serves: whether a peer is known to serve now.
         places: how many sessions more a peer may hold for the work that it did, for this machine
             or for those that worked for this one.
+        vouched: takes ring vouchers, and knows who has one; without it nobody's counts.
     """
 
     def __init__(
@@ -53,16 +57,18 @@ class Accounts:
         clock_ms: Callable[[], int],
         serves: Callable[[PeerId], bool],
         places: Callable[[PeerId], int],
+        vouched: TakenVouchers | None = None,
     ) -> None:
         self._network, self._clock_ms = network, clock_ms
-        self._serves, self._places = serves, places
+        self._serves, self._places, self._vouched = serves, places, vouched
         self._sponsors: dict[bytes, PeerId] = {}
 
-    def of(self, opened: Open, remote: PeerId) -> Account:
+    async def of(self, opened: Open, remote: PeerId) -> Account:
         """Return the account that a peer's session counts against; an expired sponsor is ignored.
 
         Raises:
-            RemoteProtocolError: its sponsor did not sign for it, which it could have checked.
+            RemoteProtocolError: its sponsor did not sign for it, which it could have checked, or
+                nobody vouches for it who did not for another one.
         """
         sponsor, peer = opened.sponsor, remote
         if sponsor:
@@ -75,7 +81,11 @@ class Accounts:
                 self._sponsors[terms_of(opened).digest()] = peer
                 if len(self._sponsors) > SPONSORED_MAX:
                     del self._sponsors[next(iter(self._sponsors))]
-        return Account(peer, 1 + self._places(peer) if self._serves(peer) else 0)
+        if self._serves(peer):
+            return Account(peer, 1 + self._places(peer))
+        if self._vouched and opened.voucher:
+            await self._vouched.take(opened.voucher, remote)
+        return Account(peer, int(bool(self._vouched and self._vouched.knows(remote))))
 
     def booked(self, entry: LedgerEntry) -> LedgerEntry:
         """Return a session's entry, on the account of its sponsor if it had one."""

@@ -1,7 +1,7 @@
 """The stages of one peer: two while it moves, and each session is sent to the right one."""
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import trio
@@ -27,7 +27,7 @@ class Dispatcher:
     def __init__(
         self,
         transport: Transport,
-        account_of: Callable[[Open, PeerId], Account] = own_account,
+        account_of: Callable[[Open, PeerId], Awaitable[Account]] = own_account,
     ) -> None:
         self._transport, self._account_of = transport, account_of
         self._stages: dict[Stage, Door] = {}
@@ -52,7 +52,9 @@ class Dispatcher:
             with trio.fail_after(OPEN_S_MAX):
                 data = await channel.receive()
             first: Open | Link | Attach = decode(data, Open, Link, Attach)  # type: ignore[assignment]
-            stage, ask = self._find(first), self._ask(first, channel.remote)
+            self._find(first)  # what is refused need not be looked at
+            ask = await self._ask(first, channel.remote)
+            stage = self._find(first)  # the one of before may be gone by now
         except ChannelClosed:
             return
         except trio.TooSlowError:
@@ -65,11 +67,11 @@ class Dispatcher:
         else:
             await self._let_in(stage, ask, _Peeked(channel, data))
 
-    def _ask(self, first: Open | Link | Attach, remote: PeerId) -> Ask | None:
+    async def _ask(self, first: Open | Link | Attach, remote: PeerId) -> Ask | None:
         """Return the admission request of a channel that opens a session, otherwise None."""
         if not isinstance(first, Open):
             return None
-        account, now_s = self._account_of(first, remote), trio.current_time()
+        account, now_s = await self._account_of(first, remote), trio.current_time()
         return Ask(first.session, account.peer, first.context, now_s, account.credit)
 
     async def _let_in(self, stage: Stage, ask: Ask | None, channel: "_Peeked") -> None:

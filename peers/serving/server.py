@@ -8,7 +8,7 @@ peer advertises that, lets sessions finish, and waits until others hold the laye
 
 import heapq
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from random import Random
@@ -147,7 +147,7 @@ class Server:
         on_serving: Callable[[HeldLayers], None] = lambda _: None,
         tell: Callable[[str], None] = _log.info,
         signer: ReceiptSigner | None = None,
-        account_of: Callable[[Open, PeerId], Account] = own_account,
+        account_of: Callable[[Open, PeerId], Awaitable[Account]] = own_account,
     ) -> None:
         """Prepare to serve.
 

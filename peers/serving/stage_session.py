@@ -258,6 +258,7 @@ class StageSession:
         now = trio.current_time()
         mine = self.opened
         alike = evolve(opened, previous=mine.previous, blocks=mine.blocks, parent=mine.parent)
+        alike = evolve(alike, voucher=mine.voucher)
         if opened.parent or alike != mine:
             raise RemoteProtocolError(channel.remote, "it reopened a session as another one")
         if now - self._reopened_at < REOPEN_PAUSE_S:

@@ -36,6 +36,20 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
 
 
+def test_vouchers_are_shown_where_there_are_any() -> None:
+    """How many are vouched for here, and that this peer vouches; never who does."""
+    assert not [
+        line for line in lines(PEER | {"vouched": {"for": 0, "as_one_of": 0}}) if "vouch" in line
+    ]
+    assert lines(PEER | {"vouched": {"for": 1, "as_one_of": 0}})[-1] == (
+        "credit   some serving peer vouches for 1 requester here"
+    )
+    assert lines(PEER | {"vouched": {"for": 2, "as_one_of": 7}})[-1] == (
+        "credit   some serving peer vouches for 2 requesters here;"
+        " this one vouches for one from this machine, as one of 7"
+    )
+
+
 async def test_a_process_reports_its_current_status() -> None:
     """Each request gets the status of that moment; before and after, no process is found."""
     assert await ask_all() == []

@@ -43,6 +43,17 @@ def test_without_repair_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> No
     assert run(12, 0.85)["code"]["groups_lost"] > 0
 
 
+def test_code_and_copies_are_out_of_reach_by_the_same_measure() -> None:
+    """A group is, where not all of it can be had; a row of it is more seldom."""
+    found = run(3, 0.7)
+    for way in ("code", "copies_2", "copies_3"):
+        assert 0 < found[way]["rows_out_of_reach"] < found[way]["groups_out_of_reach"] < 1
+    two, three = found["copies_2"], found["copies_3"]
+    assert two["rows_out_of_reach"] == pytest.approx(0.3**2, abs=0.04)
+    assert three["rows_out_of_reach"] == pytest.approx(0.3**3, abs=0.03)
+    assert three["groups_out_of_reach"] > 4 * three["rows_out_of_reach"]
+
+
 def test_copies_are_chosen_where_peers_are_seldom_up() -> None:
     """Four of them, where half are up."""
     assert run(0.1, 0.5)["chosen"] == "4 copies"

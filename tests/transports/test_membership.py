@@ -16,6 +16,7 @@ from nacl.bindings import (
     crypto_scalarmult_ed25519_noclamp,
 )
 
+from p2pinfer.core.edwards import scalar_of
 from transports import membership
 from transports.identity import Identity, public_key
 from transports.membership import (
@@ -29,7 +30,6 @@ from transports.membership import (
     NotAMemberError,
     ProvenMember,
     _challenge,
-    _scalar_of,
     check,
     grant,
 )
@@ -131,9 +131,9 @@ def test_a_founder_cannot_cancel_another_one_out(
     own_r = crypto_core_ed25519_sub(crypto_scalarmult_ed25519_base_noclamp(nonce), theirs)
     challenge = _challenge(own_r, made.founders[0], message)
     signed = crypto_core_ed25519_scalar_add(
-        nonce, crypto_core_ed25519_scalar_mul(challenge, _scalar_of(FOUNDERS[0].seed))
+        nonce, crypto_core_ed25519_scalar_mul(challenge, scalar_of(FOUNDERS[0].seed))
     )
-    secret = crypto_core_ed25519_scalar_add(_scalar_of(A.seed), signed)
+    secret = crypto_core_ed25519_scalar_add(scalar_of(A.seed), signed)
     if not is_weighted:
         monkeypatch.setattr(membership, "_weight", lambda *_: b"\1" + bytes(31))
     membership._public.cache_clear()
@@ -156,7 +156,7 @@ def test_grants_are_ed25519_signatures() -> None:
     # RFC 8032, 7.1, test 1: the public half of a seed's scalar.
     seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
     public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-    assert crypto_scalarmult_ed25519_base_noclamp(_scalar_of(seed)).hex() == public
+    assert crypto_scalarmult_ed25519_base_noclamp(scalar_of(seed)).hex() == public
 
 
 def test_founders_do_not_know_a_members_secret() -> None:

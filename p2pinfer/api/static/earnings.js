@@ -18,10 +18,11 @@ function make(tag, text, name) {
   return made;
 }
 
-function showSums({ given, had }) {
+function showSums({ given, had, had_unnamed: unnamed }) {
   const sums = [
     [t("given"), shown(given)],
     [t("had"), shown(had)],
+    ...(unnamed ? [[t("of it without a name"), shown(unnamed)]] : []),
     [given >= had ? t("others owe") : t("owed to others"), shown(Math.abs(given - had))],
   ];
   byId("sums").replaceChildren(

@@ -46,20 +46,20 @@ ACCOUNTS = Accounts(
 )
 
 
-def test_serving_peers_have_credit_and_known_workers_more() -> None:
+async def test_serving_peers_have_credit_and_known_workers_more() -> None:
     """In their own name too; a peer that no longer serves has none, nor does a stranger."""
     for key, credit in ((SERVER, 1), (WORKER, 2), (FORMER, 0), (OTHER, 0)):
-        assert ACCOUNTS.of(opening(word(key)), ASKER.peer_id) == Account(key.peer_id, credit)
+        assert await ACCOUNTS.of(opening(word(key)), ASKER.peer_id) == Account(key.peer_id, credit)
         own = opening(None, key.peer_id)
-        assert ACCOUNTS.of(own, key.peer_id) == Account(key.peer_id, credit)
+        assert await ACCOUNTS.of(own, key.peer_id) == Account(key.peer_id, credit)
 
 
 @pytest.mark.parametrize(
     "left_ms", [0, -1, -NOW_MS, SPONSORED_MS_MAX + CLOCKS_APART_MS_MAX + 1, 1 << 60]
 )
-def test_an_expired_sponsorship_is_ignored(left_ms: int) -> None:
+async def test_an_expired_sponsorship_is_ignored(left_ms: int) -> None:
     """So is one that is valid for too long; clocks differ, so no peer is blamed."""
-    found = ACCOUNTS.of(opening(word(WORKER, left_ms=left_ms)), ASKER.peer_id)
+    found = await ACCOUNTS.of(opening(word(WORKER, left_ms=left_ms)), ASKER.peer_id)
     assert found == Account(ASKER.peer_id)
 
 
@@ -74,10 +74,10 @@ def test_an_expired_sponsorship_is_ignored(left_ms: int) -> None:
         word(WORKER, to=OTHER),
     ],
 )
-def test_a_forged_sponsorship_is_its_senders_fault(sponsor: Sponsor) -> None:
+async def test_a_forged_sponsorship_is_its_senders_fault(sponsor: Sponsor) -> None:
     """By another key, for another time, network or requester, or unsigned."""
     with pytest.raises(RemoteProtocolError, match="did not sign") as blame:
-        ACCOUNTS.of(opening(sponsor), ASKER.peer_id)
+        await ACCOUNTS.of(opening(sponsor), ASKER.peer_id)
     assert blame.value.peer == ASKER.peer_id
 
 
