@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ways import is_circuit as is_circuit  # noqa: PLC0414 -- passed on
 
@@ -22,6 +23,14 @@ GOSSIP_BYTES_MAX = 16 * 1024
 
 
 NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def check_network_name(name: str) -> None:
+    """Raise UserError if a network cannot be called so."""
+    if not NETWORK_NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot name a network: use up to 64 of a-z, 0-9, dot, dash, underscore."
+        )
 
 
 class Relaying(Enum):

@@ -136,6 +136,10 @@ class Punches:
         host.set_stream_handler(TProtocol(DCUTR), self._serve)
         swarm.register_notifee(News(self._tell))
 
+    def refuse(self) -> None:
+        """Punch with nobody: it would show where this machine is."""
+        self._host.remove_stream_handler(TProtocol(DCUTR))
+
     async def run(self) -> None:
         """Serve, for ever."""
         async with trio.open_nursery() as self._nursery:
