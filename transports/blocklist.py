@@ -126,6 +126,13 @@ class GuardedTransport:
         return relay
 
     @property
+    def path(self) -> Sequence[PeerId]:
+        """The relays that this peer hides behind, the nearest first; none if it does not."""
+        via = getattr(self._inner, "via", None)
+        found: Sequence[PeerId] = via.path if via else ()
+        return found
+
+    @property
     def own_addresses(self) -> Sequence[str]:
         """Those of this machine's interfaces, where the transport tells them apart."""
         found: Sequence[str] = getattr(self._inner, "own_addresses", self.addresses)

@@ -242,6 +242,8 @@ class ClientOptions:
     """A small model with the same tokens, all of it here, that drafts too."""
     default_model: Choose | None = None
     """Required if no model is named."""
+    via: int = 0
+    """How many relays to hide behind: then no peer is asked on another's account."""
 
 
 class Client(SwarmClient):
@@ -360,7 +362,7 @@ def _sponsor(
 ) -> Callable[[], Sponsor | None]:
     """Return a function that returns the client's sponsor, or None while it has none."""
     sponsorship = Sponsorship(requester, name_of(options.network))
-    if options.sponsored:
+    if options.sponsored and not options.via:  # the sponsor's lasting id would tell who asks
         nursery.start_soon(sponsorship.run)
     return sponsorship.current
 
@@ -438,7 +440,7 @@ async def open_client(
         UserError: an option cannot be used; the sentence says what to do.
         NobodyServes: none of the bootstrap addresses answers.
     """
-    if not options.bootstrap and not looks_around(options.network):
+    if not (options.bootstrap or options.via or looks_around(options.network)):
         raise UserError(NO_WAY_IN)
     check_shown(options.keep, options.network, shown=options.shows_tokens)
     await in_thread(_check_held, options, store)
@@ -457,7 +459,9 @@ async def open_client(
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         swarm = await stack.enter_async_context(
-            open_swarm_connection(options.bootstrap, options.network, kind=options.transport)
+            open_swarm_connection(
+                options.bootstrap, options.network, kind=options.transport, via=options.via
+            )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("looking for peers in the swarm …")

@@ -47,6 +47,9 @@ Relays = Sequence[tuple[PeerId, tuple[str, ...]]]
 class Below(Protocol):
     """The host that reaches the relays."""
 
+    via: "Extension | None"
+    """The path that it is on itself."""
+
     async def reach_directly(self, peer: PeerId, addresses: Sequence[str]) -> Connection:
         """Return a connection to a peer; raises PeerUnavailable."""
         ...
@@ -76,6 +79,12 @@ class Extension:
         self._silent = Blocklist()
         self.current: PeerId | None = None
         """The relay in use."""
+
+    @property
+    def path(self) -> tuple[PeerId, ...]:
+        """The relays in use, the nearest first."""
+        nearer = self._below.via.path if self._below.via else ()
+        return (*nearer, self.current) if self.current else nearer
 
     async def check(self) -> PeerId:
         """Find a relay that extends paths, and return it; raises PeerUnavailable."""
