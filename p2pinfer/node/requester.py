@@ -333,7 +333,8 @@ class Client(SwarmClient):
         session.is_trusted = trust.held
         self.learn(trust)
         await trio.to_thread.run_sync(open_checks().keep, trust)
-        await keep_used(evidence.work(position), self.model.manifest)
+        if not self.transport.path:  # else a peer of this machine would state it, signed
+            await keep_used(evidence.work(position), self.model.manifest)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
@@ -476,7 +477,7 @@ async def open_client(
             child, base, (first, last) = found
             named = base.id
             directory.follow(named)
-        async with counting() as tally:
+        async with counting(is_kept=not options.via) as tally:
             model, (own, (first_end, last_end)) = await obtain(
                 transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
             )
