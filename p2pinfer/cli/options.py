@@ -185,7 +185,7 @@ Via = Annotated[
     option(
         "via",
         "Ask through 1 or 2 relays, so that no stage learns this machine's address or a lasting id;"
-        " through 2 also no relay learns both who asks and whom. Slower by a detour.",
+        " with 2 also no relay learns both who asks and which peers. Slower by a detour.",
     ),
 ]
 WaysIn = Annotated[

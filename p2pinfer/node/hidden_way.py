@@ -2,7 +2,7 @@
 
 Who learns what is in `transports.libp2p.path`. Here the relays are chosen: the first is one that
 this machine has kept, or the peer at a named address, or drawn from the directory of that peer.
-Whoever was called from this machine's own address is no stage for it afterwards, nor is any relay.
+A peer that was called from this machine's own address is no stage for it afterwards; nor is a relay.
 """
 
 import logging
@@ -27,7 +27,7 @@ _log = logging.getLogger("p2pinfer.path")
 
 HOPS_MAX: Final = 2
 
-CALL_S_MAX: Final = 8.0
+CALL_S_MAX: Final = 10.0
 """For a relay to answer this machine, and to show its directory."""
 
 SPARE_MAX: Final = 2
@@ -59,7 +59,7 @@ class Way:
 
 
 def check_hops(hops: int, network: str | Reach) -> None:
-    """Raise UserError if there can be no path of so many relays."""
+    """Raise UserError if there can be no path of that many relays."""
     if not 0 <= hops <= HOPS_MAX:
         raise UserError(f"--via must be 0, 1 or 2, and not {hops}")
     if hops and isinstance(network, Reach) and network.members:

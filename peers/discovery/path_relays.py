@@ -63,7 +63,7 @@ def pick_relays(
 
     Args:
         known: all that is advertised.
-        count: at most so many.
+        count: how many at most.
         barred: who has another part in the path, or saw the requester: no relay, and no stage.
         blocks: of addresses that others on the path are in.
         chance: draws.

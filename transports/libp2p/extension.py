@@ -150,7 +150,7 @@ class SocketEnd:
         self._queue = bytearray()
 
     async def wait_buffered(self, size: int) -> None:
-        """Wait until so many bytes are unread, or no more will come."""
+        """Wait until that many bytes are unread, or no more will come."""
         while len(self.buffer) < size and not (self.ended or self.dead):
             try:
                 await trio.lowlevel.wait_readable(self._socket)

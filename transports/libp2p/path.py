@@ -38,7 +38,7 @@ SILENT_S = 60.0
 """For how long a relay that did not answer is tried after the others."""
 
 _NEXT: Final = (CircuitStatus.PERMISSION_DENIED, CircuitStatus.RESOURCE_LIMIT_EXCEEDED)
-"""What a relay says that does not extend for this caller, whoever the peer is."""
+"""What a relay says that does not extend for this caller, to any peer."""
 
 Relays = Sequence[tuple[PeerId, tuple[str, ...]]]
 """Relays, and where they are."""
