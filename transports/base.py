@@ -190,8 +190,22 @@ async def begun(channel: Channel, first: bytes) -> Channel:
     return channel
 
 
+class Path(Protocol):
+    """Relays that everything goes through which a peer says."""
+
+    @property
+    def path(self) -> Sequence[PeerId]:
+        """Those in use, the nearest first; each may be replaced by another one at any time."""
+        ...
+
+
 class Transport(Protocol):
     """One peer's access to the network."""
+
+    @property
+    def via(self) -> Path | None:
+        """The path that everybody is reached over, and nobody otherwise; None: there is none."""
+        ...
 
     @property
     def peer_id(self) -> PeerId:

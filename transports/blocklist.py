@@ -7,7 +7,7 @@ from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reachability, Topic, Transport
+from transports.base import Accept, Channel, Handler, Path, Reachability, Topic, Transport
 
 SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
@@ -126,11 +126,14 @@ class GuardedTransport:
         return relay
 
     @property
+    def via(self) -> Path | None:
+        """The path that everybody is reached over."""
+        return self._inner.via
+
+    @property
     def path(self) -> Sequence[PeerId]:
-        """The relays that this peer hides behind, the nearest first; none if it does not."""
-        via = getattr(self._inner, "via", None)
-        found: Sequence[PeerId] = via.path if via else ()
-        return found
+        """The relays of that, the nearest first; none where there is no path."""
+        return self.via.path if self.via else ()
 
     @property
     def own_addresses(self) -> Sequence[str]:

@@ -74,7 +74,7 @@ class End(Protocol):
     finished: bool
 
     async def wait_buffered(self, size: int) -> None:
-        """Wait until so many bytes are unread, or no more will come."""
+        """Wait until that many bytes are unread, or no more will come."""
         ...
 
     def take(self, size: int) -> bytes:
