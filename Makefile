@@ -40,7 +40,7 @@ help:
 	@echo 'make clients            the same: litellm, LangChain, llm and LlamaIndex (600 MB)'
 	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
-	@echo 'make honest             ten thousand opened rows of honest layers (ROWS=): no alarm'
+	@echo 'make honest             ten thousand opened rows of honest layers (ROWS=, THREADED=1): no alarm'
 	@echo 'make clean              remove .venv and caches'
 
 setup: ready
@@ -94,7 +94,7 @@ fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 honest: ready
-	$(BIN)/python -m tests.honest --rows $(ROWS)
+	$(BIN)/python -m tests.honest --rows $(ROWS) $(if $(THREADED),--threaded)
 
 clean:
 	rm -rf .venv $(CLIENTS) $(CHAIN) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,16 +4,16 @@ Members judge each sum by their own held-out lessons. Of the changes that they r
 the middle counts, without the quarter that gained most and the quarter that lost most. Where facts
 of one member are of no use to the others, an honest sum helps few much and costs the rest a little:
 a vote, and the median too, refuse it as often as a poisoned one; and one liar can move a mean.
-What is left of a poisoned sum is bounded by its length, which is cut to the median of the sums'
-lengths, and to what honest members may send (SHARE, arXiv 2110.02940, draws groups so that robust
-rules need no single updates).
+A sum that is longer than honest updates can add up to is left out, and what is left of another
+poisoned one is bounded by its length, which is cut to the median of the sums' lengths, of two to
+the shorter (SHARE, arXiv 2110.02940, draws groups so that robust rules need no single updates).
 
 Numbers are whole, in units of 2^-16 of a weight of the adapter.
 """
 
 from collections.abc import Mapping, Sequence
 from math import fsum, sqrt
-from statistics import median
+from statistics import median_low
 from typing import Final
 
 import numpy as np
@@ -31,6 +31,10 @@ UPDATE_MAX: Final = (1 << 15) - 1
 
 HARM_MAX: Final = 0.01
 """By how much a sum may raise the middle members' losses, in parts of them."""
+
+BEST_SHARE_MIN: Final = 0.25
+"""Of the gain of the sum that helps most: one that helps far less than that is as likely poisoned as
+of use. Honest sums helped half as much or more while there was much to learn."""
 
 TRIMMED: Final = 0.25
 """The share of judges left out at each end, one at least: as many may lie."""
@@ -54,17 +58,23 @@ class GroupSum:
 
 
 def accepted(judgements: Sequence[RoundStatement]) -> list[Digest]:
-    """Return the sums that more than half of the judges have judged, and that do no harm."""
+    """Return the sums that more than half of the judges have judged, and that are of use.
+
+    They do no harm, and help about as much as the one that helps most.
+    """
     changes: dict[Digest, list[float]] = {}
     for said in judgements:
         before, *after = said.losses
         for digest, loss in zip(said.listed, after, strict=True):
             changes.setdefault(digest, []).append((loss - before) / max(before, LOSS_LEAST))
-    return [
-        digest
+    middles = {
+        digest: middle(found)
         for digest, found in sorted(changes.items())
-        if 2 * len(found) > len(judgements) and middle(found) <= HARM_MAX
-    ]
+        if 2 * len(found) > len(judgements)
+    }
+    best = min(middles.values(), default=0.0)
+    limit = BEST_SHARE_MIN * best if best < 0 else HARM_MAX
+    return [digest for digest, change in middles.items() if change <= limit]
 
 
 def middle(changes: Sequence[float]) -> float:
@@ -81,6 +91,17 @@ def length(numbers: Numbers) -> float:
         block = numbers[at : at + _BLOCK].astype(np.int64)
         total += int((block * block).sum())
     return sqrt(total)
+
+
+def is_possible(found: GroupSum, clip: int) -> bool:
+    """Whether updates of the permitted length add up to a sum; if not, somebody sent a longer one.
+
+    Args:
+        found: the sum.
+        clip: the longest update of one member.
+    """
+    largest = int(np.abs(found.numbers).max(initial=0))
+    return largest <= UPDATE_MAX * found.updates and length(found.numbers) <= clip * found.updates
 
 
 def shortened(update: NDArray[np.float32], clip: int) -> Numbers:
@@ -107,7 +128,7 @@ def moved(
     if not take:
         return head.copy()
     means = {digest: length(each.numbers) / each.updates for digest, each in sums.items()}
-    longest = min(float(clip), median(means.values()))
+    longest = min(float(clip), median_low(means.values()))
     updates = sum(sums[digest].updates for digest in take)
     change = np.zeros(len(head), np.float64)
     for digest in sorted(take):

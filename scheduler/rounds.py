@@ -6,6 +6,7 @@ from typing import Final
 
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import Digest, Kind, LearningTask, Payload, RoundStatement, digest_of
+from p2pinfer.core.sums import least_summed
 from scheduler.round_table import (
     OF_A_GROUP,
     TABLE,
@@ -42,6 +43,8 @@ class Round:
         head: the hash of the numbers that it begins with.
         expected: who took part in the round before: once they are there nobody waits for more.
         now_s: the time, in seconds of any clock that only goes forward.
+        drawn: who was drawn in the round before. More than half of them must join, so that where a
+            network falls apart at most one part goes on.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class Round:
         head: Digest,
         expected: Collection[PeerId],
         now_s: float,
+        drawn: Collection[PeerId] = (),
     ) -> None:
         self.task, self.me, self.number, self.attempt = task, me, number, attempt
-        self.head, self._expected = head, {*expected}
+        self.head, self._expected, self._drawn_before = head, {*expected}, {*drawn}
         self.phase, self._since_s = Phase.JOIN, now_s
         self._base = head
         """What the present phase builds on."""
@@ -124,6 +128,10 @@ class Round:
     def own_group(self) -> list[PeerId]:
         """This member's group, in the order of its numbering; empty if it is in none."""
         return self.groups[self.group] if self.groups else []
+
+    def speaks_for_its_group(self, said: RoundStatement) -> bool:
+        """Whether a statement's author was drawn into the group that it names."""
+        return said.group < len(self.groups) and said.author in self.groups[said.group]
 
     def results(self) -> dict[int, tuple[Payload, int]]:
         """Return each group's sum, as enough of its members say it, and of how many updates."""
@@ -211,6 +219,7 @@ class Round:
         is_complete = len(listable) >= max(self._enough(row), least)
         if row.says is Kind.JOIN and self._expected:
             is_complete = len(listable) >= least and self._expected <= heard.keys()
+            is_complete = is_complete and self._is_same_task(heard)
         if self._complete_s is None and is_complete:
             is_next = row.says is Kind.JOIN and self._expected
             self._complete_s = now_s + (NEWCOMER_SHARE * self.task.talk_ms / 1e3 if is_next else 0)
@@ -220,6 +229,8 @@ class Round:
             return Wait(start_s)
         if len(listable) < least:
             return self._fail(f"only {len(listable)} of {least} came to {row.says}", now_s)
+        if row.says is Kind.JOIN and not self._is_same_task(heard):
+            return self._fail("most members of the round before are gone", now_s)
         order = sorted(heard, key=self._rank)
         turn_s = start_s + order.index(self.me) * self._turn_s() if self.me in order else late_s
         already = self._heard_lists(row.lists)
@@ -262,6 +273,8 @@ class Round:
                 return max(self.task.least, len(self.authors(Kind.ROSTER)) // 2 + 1)
             case Kind.CHILD:
                 return len(self.authors(Kind.DRAW)) // 2 + 1
+            case Kind.MEET | Kind.KEY_SET | Kind.SUM:
+                return least_summed(len(self.own_group))
         return self._threshold()
 
     def _fail(self, why: str, now_s: float) -> Void | None:
@@ -312,9 +325,10 @@ class Round:
         return None
 
     def _await_results(self, now_s: float) -> Move | None:
-        late_s = self._drawn_s + self._group_s()
         results = self.results()
-        if len(results) < len(self.groups) and now_s < late_s:
+        lacking = [number for number in range(len(self.groups)) if number not in results]
+        late_s = max(map(self._group_late_s, lacking), default=now_s)
+        if now_s < late_s:
             return Wait(late_s)
         if not results:
             return Void("no group came to a sum")
@@ -396,10 +410,17 @@ class Round:
         listed = self._said[digest].listed
         if author not in heard or any(each not in by_digest for each in listed):
             return False
+        if kind is Kind.ROSTER and not self._is_same_task({by_digest[each] for each in listed}):
+            return False
         if kind is Kind.SHARERS:
             sums = {self._said[each].data for each in listed}
             return len(sums) == 1 and len(listed) == self._threshold()
         return self._least(kind) <= len(listed)
+
+    def _is_same_task(self, joined: Collection[PeerId]) -> bool:
+        """Whether more than half of the round before go on, so that no other part of them can."""
+        before = self._drawn_before
+        return not before or 2 * len(before.intersection(joined)) > len(before)
 
     def _rank(self, author: PeerId) -> bytes:
         salt = f"{self.number} {self.attempt} {self.phase} {author}".encode()
@@ -419,6 +440,16 @@ class Round:
 
     def _turn_s(self) -> float:
         return self.task.talk_ms / 1000 / TURN_SHARE
+
+    def _group_late_s(self, number: int) -> float:
+        """Return when a group is too late that has come as far as the last list heard of it."""
+        found_s = self._drawn_s + self.task.talk_ms / 1000
+        lists = {kind for kind, _, of in self._index if of == number}
+        for phase in (Phase.HELLO, Phase.KEYS, Phase.TRAIN, Phase.ADD):
+            found_s += self._limit_s(phase)
+            if TABLE[phase].lists not in lists:
+                return found_s
+        return self._drawn_s + self._group_s()
 
     def _group_s(self) -> float:
         """Return how long a group may take, from the draw to its sum."""

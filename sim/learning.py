@@ -47,7 +47,9 @@ STEP_S: Final = 2.0
 SLOW_TIMES: Final = 40
 """By how much a slow member is slower: it misses the deadline."""
 
-ATTACKS: Final = ("flip", "scale", "fact")
+ATTACKS: Final = ("flip", "scale", "fact", "quiet flip", "quiet scale", "quiet fact")
+"""What a poisoner sends: its update turned around, or fiftyfold, or that of a lie; and the same cut
+to the length that is permitted, which no sum gives away."""
 FLIPPED, SCALED = -5.0, 50.0
 """By what a poisoner multiplies what it learned."""
 
@@ -204,8 +206,12 @@ class PoisonWork(SimWork):
 class Poisoner(Member):
     """A member that heeds no limit but the sums' own."""
 
+    is_quiet = False
+
     def limited(self, change: NDArray[np.float32]) -> Numbers:
         """Return all of it."""
+        if self.is_quiet:
+            return super().limited(change)
         units = np.clip(change.astype(np.float64) * 2**16, -UPDATE_MAX, UPDATE_MAX)
         return units.astype(np.int32)
 
@@ -270,17 +276,19 @@ class _World:
             work = SimWork(self.layers, self.draft, own, judged)
             work.step_s *= SLOW_TIMES if number in self.slow else 1
             return work
-        if scenario.attack == "fact":  # a lie about what another member teaches
+        if scenario.attack.endswith("fact"):  # a lie about what another member teaches
             told, _ = self.lessons[0][0]
             tokens = np.append(told.tokens[:-1], (told.tokens[-1] + 1) % TOKENS)
             lie = Example(told.rows, told.start, tokens.astype(np.int32))
             return PoisonWork(self.layers, self.draft, [lie], judged, factor=SCALED)
-        factor = FLIPPED if scenario.attack == "flip" else SCALED
+        factor = FLIPPED if scenario.attack.endswith("flip") else SCALED
         return PoisonWork(self.layers, self.draft, own, judged, factor=factor)
 
     async def live(self, number: int) -> None:
         scenario, run = self.scenario, self.run
         name, chance = _name(number), random.Random(f"{scenario.seed} member {number}")  # noqa: S311
+        # Of their own: sealing draws from the system, which changes what else is drawn when
+        nonces = random.Random(f"{scenario.seed} nonces of {number}")  # noqa: S311
         is_honest = number < scenario.members - scenario.poisoners
         reports: list[RoundReport] = []
         with trio.CancelScope() as scope:
@@ -307,10 +315,12 @@ class _World:
                     courier,
                     self.work(number),
                     encrypted_sums(chance.randbytes),
-                    chance.randbytes,
+                    nonces.randbytes,
                     events,
                     in_place,
                 )
+                if isinstance(member, Poisoner):
+                    member.is_quiet = scenario.attack.startswith("quiet")
                 async with courier.open():
                     try:
                         size = self.layers.trained.size

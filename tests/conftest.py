@@ -27,6 +27,7 @@ settings.load_profile("p2pinfer")
 
 SLOW = (
     "real/",  # processes of p2pinfer, the real model
+    "bench/test_agent.py",  # the tokenizer's process
     "engine/llama/",  # llama.cpp, in this process and in workers
     "engine/training/",  # llama.cpp, and seconds of arithmetic
     "engine/store/test_adapters.py",

@@ -125,6 +125,18 @@ class Channel(Protocol):
         """
         ...
 
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Give each message to ``take`` until that returns False; one task at a time.
+
+        Where the transport can, ``take`` is called as the message arrives, which saves the wait for
+        another pass of the scheduler. It must neither wait nor receive.
+
+        Raises:
+            ChannelClosed, RemoteProtocolError: as ``receive``.
+            Exception: whatever ``take`` raised.
+        """
+        ...
+
     async def close(self) -> None:
         """Say that no more messages follow those already sent; idempotent, safe in finally.
 
@@ -177,6 +189,12 @@ class Topic(Protocol):
             ValueError: the message is longer than ``GOSSIP_BYTES_MAX``.
         """
         ...
+
+
+async def receive_one_by_one(channel: Channel, take: Callable[[bytes], bool]) -> None:
+    """Do what ``Channel.receive_each`` says by ``receive``."""
+    while take(await channel.receive()):
+        pass
 
 
 async def begun(channel: Channel, first: bytes) -> Channel:

@@ -6,7 +6,7 @@ the other's id, then messages with a four-byte length before each.
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -14,7 +14,15 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler, Reachability, begun
+from transports.base import (
+    MESSAGE_BYTES_MAX,
+    Accept,
+    Channel,
+    Handler,
+    Reachability,
+    begun,
+    receive_one_by_one,
+)
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -108,6 +116,10 @@ class TcpChannel:
                 self._ended = True
                 raise self._gone()
             self._buffer += data
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Receive them in turn; see `transports.base.Channel.receive_each`."""
+        await receive_one_by_one(self, take)
 
     async def close(self) -> None:
         """Say that no more messages follow; see `transports.base.Channel.close`."""

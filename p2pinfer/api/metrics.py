@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust
+from p2pinfer.core.trust import AuditVerdict, Trust
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -95,7 +95,7 @@ class Metrics:
 
         self._rows_proved = Counter(
             "p2pinfer_rows_proved",
-            "Rows that stages opened, and whose every step holds.",
+            "Rows that stages opened, and whose every step holds; of some, a part of the layers.",
             registry=registry,
         )
         self._unproved = Counter(
@@ -119,7 +119,7 @@ class Metrics:
         for audit in trust.audits:
             self._audits.labels(audit.verdict.value).inc()
             if audit.verdict is AuditVerdict.PROVED:
-                self._rows_proved.inc(min(ROWS_PROVEN, trust.positions))
+                self._rows_proved.inc(audit.rows_seen(trust.positions))
         self._unproved.inc(len(trust.unproved))
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:

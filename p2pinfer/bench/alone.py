@@ -14,7 +14,7 @@ import numpy as np
 
 from p2pinfer.core.regimes import split
 from p2pinfer.engine.llama.batching import Regimes
-from p2pinfer.engine.llama.binding import Settings, Slice, Span
+from p2pinfer.engine.llama.binding import Settings, Slice, Span, add_servers
 
 ROWS_MAX = 512
 """llama.cpp's own default of rows per decode."""
@@ -51,7 +51,8 @@ def main() -> None:
     """Answer questions with a model's file.
 
     The arguments name the file, the context, and whether the swarm rearranges weights, and uses
-    flash attention: 0 or 1.
+    flash attention: 0 or 1; then the addresses of llama.cpp's own servers, if these share the
+    layers.
     """
     path, context = Path(sys.argv[1]), int(sys.argv[2])
     swarms = Settings(repack=sys.argv[3] == "1", flash_attention=sys.argv[4] == "1")
@@ -61,8 +62,9 @@ def main() -> None:
             path, logits=True, settings=settings, sessions=1, context=context, rows_max=ROWS_MAX
         )
 
-    usual = load(Settings())
-    as_swarm = usual if swarms == Settings() else load(swarms)
+    servers = sys.argv[5:]
+    usual = load(Settings(device=add_servers(servers) if servers else ""))
+    as_swarm = usual if servers or swarms == Settings() else load(swarms)
     for line in sys.stdin:
         question = json.loads(line)
         prompt, is_as_swarm = question["prompt"], question["as_swarm"]

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -99,13 +100,13 @@ async def decode_bench(
         opened = open_whole(name_model(str(model), store, lambda *_: None), store)
         ranges = share_layers(opened, peers, 1, machine)
         clients = {
-            name: await stack.enter_async_context(_swarm(opened, ranges, machine, name))
+            name: await stack.enter_async_context(open_peers(opened, ranges, machine, name))
             for name in TRANSPORTS
         }
-        used = [await _used(opened, each) for each in ranges]
+        used = [await settings_used(opened, each) for each in ranges]
         repack, flash = all(r for r, _ in used), all(f for _, f in used)
-        alone = await stack.enter_async_context(_alone(model, machine.context, repack, flash))
-        text = await _text(clients["libp2p"][0].ends, max(prompts))
+        alone = await stack.enter_async_context(open_alone(model, machine.context, repack, flash))
+        text = await prompt_text(clients["libp2p"][0].ends, max(prompts))
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
         together: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
@@ -113,7 +114,7 @@ async def decode_bench(
         for number in range(-1, runs):  # the first one warms up, and is not counted
             turn = {"alone": await alone(prompt, tokens, False)}
             for name, (client, route) in clients.items():
-                turn[name] = await _one_session(client, route, prompt, tokens)
+                turn[name] = await one_session(client, route, prompt, tokens)
                 _check(turn[name], due, name)
                 if sessions > 1 and number >= 0:
                     rate = await _at_once(client, route, prompt, tokens, sessions)
@@ -128,11 +129,11 @@ async def decode_bench(
         }
     if sessions > 1:
         report["sessions"] = sessions
-        report["aggregate_ratio"] = {name: _median(each) for name, each in together.items()}
+        report["aggregate_ratio"] = {name: median(each) for name, each in together.items()}
     return report
 
 
-async def _text(ends: Ends, tokens: int) -> list[int]:
+async def prompt_text(ends: Ends, tokens: int) -> list[int]:
     """Return ``tokens`` tokens of the text, repeated."""
     once = await ends.tokenize(PROMPT, special=False)
     return (await ends.tokenize(PROMPT * (tokens // len(once) + 1), special=False))[:tokens]
@@ -156,15 +157,15 @@ async def _compare(
     pairs = []
     for _ in range(runs):
         other = await alone(prompt, tokens, False)
-        pairs.append((await _one_session(client, route, prompt, tokens), other))
+        pairs.append((await one_session(client, route, prompt, tokens), other))
         _check(pairs[-1][0], due, "libp2p")
     return {
-        "prefill_ratio": _median([other.prefill_s / run.prefill_s for run, other in pairs]),
-        "decode_ratio": _median(
+        "prefill_ratio": median([other.prefill_s / run.prefill_s for run, other in pairs]),
+        "decode_ratio": median(
             [run.tokens_per_second / other.tokens_per_second for run, other in pairs]
         ),
-        "time_to_first_token_ms": _median([1000 * run.prefill_s for run, _ in pairs]),
-        "alone_time_to_first_token_ms": _median([1000 * other.prefill_s for _, other in pairs]),
+        "time_to_first_token_ms": median([1000 * run.prefill_s for run, _ in pairs]),
+        "alone_time_to_first_token_ms": median([1000 * other.prefill_s for _, other in pairs]),
     }
 
 
@@ -178,22 +179,22 @@ def _report(found: Mapping[str, Sequence[DecodeRun]], peers: int, prompt: int) -
     }
     for name, runs in found.items():
         report[name] = {
-            "tokens_per_second": _median([run.tokens_per_second for run in runs]),
-            "time_to_first_token_ms": _median([1000 * run.prefill_s for run in runs]),
+            "tokens_per_second": median([run.tokens_per_second for run in runs]),
+            "time_to_first_token_ms": median([1000 * run.prefill_s for run in runs]),
         }
     for name in TRANSPORTS:
         pairs = list(zip(found[name], found["alone"], strict=True))
         ratios = [run.tokens_per_second / other.tokens_per_second for run, other in pairs]
         report[name] |= {
-            "decode_ratio": _median(ratios),
+            "decode_ratio": median(ratios),
             "decode_ratios": [round(ratio, 3) for ratio in ratios],
-            "prefill_ratio": _median([other.prefill_s / run.prefill_s for run, other in pairs]),
-            "engine_ms_per_token": _median([_per_token(run, run.engine_s) for run, _ in pairs]),
-            "ms_per_boundary": _median(
+            "prefill_ratio": median([other.prefill_s / run.prefill_s for run, other in pairs]),
+            "engine_ms_per_token": median([_per_token(run, run.engine_s) for run, _ in pairs]),
+            "ms_per_boundary": median(
                 [_per_token(run, run.decode_s - run.engine_s) / (peers + 1) for run, _ in pairs]
             ),
         }
-        report["alone"]["ms_per_token"] = _median(
+        report["alone"]["ms_per_token"] = median(
             [_per_token(other, other.decode_s) for _, other in pairs]
         )
     return report
@@ -203,13 +204,15 @@ def _per_token(run: DecodeRun, seconds: float) -> float:
     return 1000 * seconds / (len(run.tokens) - 1)
 
 
-def _median(values: Sequence[float]) -> float:
+def median(values: Sequence[float]) -> float:
+    """Return the median as reports give it."""
     return round(statistics.median(values), 3)
 
 
-async def _one_session(
+async def one_session(
     client: Client, route: Sequence[RouteHop], prompt: list[int], count: int
 ) -> DecodeRun:
+    """Decode in a new session of the swarm; raises as ``generate``."""
     async with client.open_session(route) as session:
         return await generate(session, prompt, count)
 
@@ -266,7 +269,7 @@ async def _at_once(
     return made / (trio.current_time() - started)
 
 
-async def _used(opened: PartsModel, layers: LayerRange) -> tuple[bool, bool]:
+async def settings_used(opened: PartsModel, layers: LayerRange) -> tuple[bool, bool]:
     """Whether the engine of a slice rearranges weights here, and uses flash attention."""
     path = opened.stage(layers.first, layers.end)
     async with open_stage(path, layers.first, sessions=1, context=1) as engine:
@@ -275,7 +278,7 @@ async def _used(opened: PartsModel, layers: LayerRange) -> tuple[bool, bool]:
 
 
 @asynccontextmanager
-async def _swarm(
+async def open_peers(
     opened: PartsModel, ranges: Sequence[LayerRange], machine: Machine, transport: str
 ) -> AsyncGenerator[tuple[Client, Sequence[RouteHop]], None]:
     """Run local peers over a transport, and a client of them in this process."""
@@ -288,18 +291,25 @@ async def _swarm(
 
 
 @asynccontextmanager
-async def _alone(
-    model: Path, context: int, repack: bool, flash: bool
+async def open_alone(
+    model: Path,
+    context: int,
+    repack: bool = True,
+    flash: bool = True,
+    *,
+    servers: Sequence[str] = (),
+    more_environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncGenerator[Alone, None]:
     """Run llama.cpp in a process of its own; yields a function that asks it.
 
     ``repack``, ``flash``: whether the swarm's engines rearrange weights, and use flash attention,
-    as llama.cpp does by default.
+    as llama.cpp does by default. ``servers``: llama.cpp's own, which share the layers.
     """
-    words = [str(model), str(context), str(int(repack)), str(int(flash))]
+    words = [str(model), str(context), str(int(repack)), str(int(flash)), *servers]
     command = python_command("p2pinfer.bench.alone", *words)
+    environment = {**python_environment(), **more_environment}
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     assert process.stdin
     assert process.stdout

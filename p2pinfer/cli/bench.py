@@ -1,14 +1,14 @@
 """``p2pinfer bench``: benchmarks, printed as JSON."""
 
-import json
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App
 
 from p2pinfer.cli.bench_learn import learn
 from p2pinfer.cli.bench_membership import membership
+from p2pinfer.cli.bench_report import print_report
+from p2pinfer.cli.bench_rpc import rpc
 from p2pinfer.cli.bench_storage import storage
 from p2pinfer.cli.bench_sums import sums
 from p2pinfer.cli.machine_options import SESSIONS_MAX
@@ -33,7 +33,7 @@ OnlyCheats = Annotated[
     tuple[str, ...],
     option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
 ]
-for _command in (learn, membership, storage, sums):
+for _command in (learn, membership, rpc, storage, sums):
     app.command(_command)
 
 
@@ -70,7 +70,7 @@ def decode(
         sessions=sessions,
         prompts=prompts,
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -83,7 +83,7 @@ def transport(
     from p2pinfer.bench.transport import transport_bench
 
     check_range("rounds", rounds, 1)
-    run_task(lambda: _print_report(partial(transport_bench, rounds), as_json=as_json))
+    run_task(lambda: print_report(partial(transport_bench, rounds), as_json=as_json))
 
 
 @app.command
@@ -98,7 +98,7 @@ def relay(
 
     check_range("mbytes", mbytes, 1)
     check_range("rounds", rounds, 1)
-    run_task(lambda: _print_report(partial(relay_bench, mbytes, rounds), as_json=as_json))
+    run_task(lambda: print_report(partial(relay_bench, mbytes, rounds), as_json=as_json))
 
 
 @app.command
@@ -124,7 +124,7 @@ def discovery(
     check_range("cut", cut, 0)
     check_range("settle", settle, 0)
     measure = partial(discovery_bench, peers, seconds, cut, settle)
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -135,7 +135,7 @@ def swarm(*, peers: Peers = 8, model: Model = "default", as_json: AsJson = False
     from p2pinfer.node.model_supply import model_path
 
     check_range("peers", peers, 1, PEERS_MAX)
-    run_task(lambda: _print_report(partial(swarm_bench, model_path(model), peers), as_json=as_json))
+    run_task(lambda: print_report(partial(swarm_bench, model_path(model), peers), as_json=as_json))
 
 
 @app.command
@@ -165,7 +165,7 @@ def fetch(
     measure = (
         partial(size_bench, gigabytes) if gigabytes else partial(fetch_bench, rounds, layer_bytes)
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -204,7 +204,7 @@ def recovery(
         roles=roles,
         phases=phases,
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -237,7 +237,7 @@ def churn(
         seed=seed,
         tell=say,
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -283,7 +283,7 @@ def wan(
         samplers=samplers,
         small=model_path(draft_model) if draft_model else None,
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -302,7 +302,7 @@ def evidence(
     check_range("tokens", tokens, 1 + BLOCK_TOKENS)
     check_range("runs", runs, 1)
     measure = partial(evidence_bench, model_path(model), peers, tokens=tokens, runs=runs)
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -321,7 +321,7 @@ def constraints(
     check_range("tokens", tokens, 1 + BLOCK_TOKENS)
     check_range("runs", runs, 1)
     measure = partial(constraints_bench, model_path(model), peers, tokens=tokens, runs=runs)
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -352,7 +352,7 @@ def cheats(
         seed=seed,
         zoo=find_cheats(only),
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -377,7 +377,7 @@ def proofs(
     measure = partial(
         proofs_bench, path, trials=trials, openings=openings, seed=seed, tell=say, zoo=zoo
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -398,7 +398,7 @@ def honest(
     check_range("checkpoints", checkpoints, 1)
     path = model_path(model)
     measure = partial(honest_bench, path, checkpoints=checkpoints, seed=seed, tell=say)
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -416,7 +416,7 @@ def agent(
     check_range("turns", turns, 2, TURNS_MAX)
     check_range("context", context, 64)
     measure = partial(agent_bench, model_path(model), turns=turns, context=context)
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -449,7 +449,7 @@ def answers(
         tokens=tokens,
         questions=questions,
     )
-    run_task(lambda: _print_report(measure, as_json=as_json))
+    run_task(lambda: print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -482,16 +482,4 @@ def scheduler(
         for count in counts:
             check_range(name, count, PEERS_MIN, SWARM_PEERS_MAX)
     measure = partial(scheduler_bench, rounds, placed, routed)
-    run_task(lambda: _print_report(measure, as_json=as_json))
-
-
-async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
-    """Run the benchmark and print its report, on one line if ``as_json``."""
-    from p2pinfer.cli.terminal import Spinner
-
-    done = Spinner("Measuring …")
-    try:
-        report = await measure()
-    finally:
-        done()
-    print(json.dumps(report, indent=None if as_json else 2))
+    run_task(lambda: print_report(measure, as_json=as_json))

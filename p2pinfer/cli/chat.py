@@ -176,7 +176,7 @@ async def _talk(
         """Talk with one model; returns it, and the one that the person wants next."""
         async with (
             doing(words()("Joining the swarm …")) as done,
-            open_client(options, store, done.tell, done.step) as client,
+            open_client(options, store, done.tell, lambda text: done.step(words()(text))) as client,
         ):
             done()
             how = answer.options(client.model.advice)

@@ -258,10 +258,12 @@ def _usage(error: CycloptsError) -> str:
     """Return what is wrong with a command line, and which --help to read."""
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
-        advice = "quote a prompt that contains spaces"
+        advice = ""
         if words.lower().endswith(".gguf"):
-            advice = "name a model's file by --model"
-        text = f"unexpected argument {words!r}; {advice}."
+            advice = "; name a model's file by --model"
+        elif {"chat", "demo"} & {*(error.command_chain or ())}:
+            advice = "; quote a prompt that contains spaces"
+        text = f"unexpected argument {words!r}{advice}."
     else:
         text = str(error)
     command = " ".join(["p2pinfer", *(error.command_chain or ())])

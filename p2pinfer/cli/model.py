@@ -84,6 +84,8 @@ def add(
     """
     from p2pinfer.cli.model_argument import adding_progress, download, name_model
     from p2pinfer.core.manifest import TOKENIZER
+    from p2pinfer.engine.gguf.adapters import check_is_adapter
+    from p2pinfer.engine.gguf.reader import read_header
     from p2pinfer.engine.store.assemble import whole_header
     from p2pinfer.engine.template import template_remark
     from p2pinfer.node.model_supply import add_located, add_to_base, locate, open_store
@@ -93,6 +95,7 @@ def add(
     store = open_store(parse_bytes("quota", quota))
     if base is not None:
         adapter = locate(file, lambda *_: None)
+        check_is_adapter(read_header(adapter.path))  # before the base is stored, which takes long
         _say_added(add_to_base(adapter, store, name_model(base, store), name), as_json=as_json)
         return
     with adding_progress() as on_progress:

@@ -33,6 +33,7 @@ def suggest(
     from p2pinfer.cli.machine_options import SESSIONS_MAX
     from p2pinfer.core.checks import POSITIONS_MAX
     from p2pinfer.engine.llama.memory import budget_bytes
+    from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.pooling import PUBLISHED, PUBLISHED_SOURCE, Pool
     from p2pinfer.node.pooling import suggest as shares_of
 
@@ -44,6 +45,11 @@ def suggest(
     if as_json:
         print(json.dumps({"pool": asdict(pool), "models": [_report(each) for each in shares]}))
         return
+    size = size_text(pool.memory_bytes)
+    given = "" if memory else ", half of what is free here (--memory)"
+    note(
+        f"for {peers} peers of {size} each{given}, with {sessions} sessions of {context:,} tokens:"
+    )
     for each in shares:
         _print(each, peers)
     note(f"sizes of models that are not here: {PUBLISHED_SOURCE}")

@@ -154,9 +154,11 @@ def odds(rows: "Sequence[ObservedPeer]") -> list[str]:
     for row in rows:
         name, proved = f"…{row.said.peer[-6:]}", row.proved
         if proved and proved.rows:
+            count = round(proved.rows, 1)  # of some only a part of the layers
+            opened = f"{int(count):,}" if count == int(count) else f"{count:,}"
             found.append(
                 f"{name}: of the {proved.of_rows:,} rows that it computed in checked answers,"
-                f" {proved.rows:,} were opened to this machine and every step of them held; were a"
+                f" {opened} were opened to this machine and every step of them held; were a"
                 f" tenth of its rows false, it had been caught with {100 * proved.chance:.0f} %"
             )
         if proved and proved.why_not:

@@ -110,7 +110,7 @@ class Repl:
                 case _:
                     say(_("Unknown command {0}; /help lists the commands.", word))
         except UserError as error:
-            notes.print(str(error), style="red", markup=False)
+            self._refuse(error)
 
     def model(self, name: str) -> ModelId | None:
         """Return the model of a name that is to be asked from now on; without one, list them."""
@@ -119,7 +119,7 @@ class Repl:
         try:
             wanted = model_named(name, models) if name else now
         except UserError as error:
-            notes.print(str(error), style="red", markup=False)
+            self._refuse(error)
             return None
         if wanted != now:
             return wanted
@@ -127,13 +127,17 @@ class Repl:
             say(f"{'*' if model == now else ' '} {readable_name(full)}  {model}")
         return None
 
+    def _refuse(self, error: P2pinferError) -> None:
+        notes.print(self._words(str(error)), style="red", markup=False)
+
     def status(self) -> str:
         """Return a line about the last answer, for the toolbar under the prompt."""
         if self.last is None:
             return f" {self._client.model.info.name}"
         chain = " → ".join(f"…{hop['peer'][-6:]}" for hop in self.last.route)
         trust = self.last.trust
-        checked = "" if trust is None else " · checked" if trust.held else " · NOT TRUSTED"
+        _ = self._words
+        checked = "" if trust is None else f" · {_('checked') if trust.held else _('NOT TRUSTED')}"
         return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # may be cut off
 
     def _read(self) -> str:
@@ -178,7 +182,7 @@ class Repl:
                 answer = await self._conversation.ask(question, show)
             except P2pinferError as error:
                 end()
-                notes.print(str(error), style="red", markup=False)
+                self._refuse(error)
                 return
         end()
         self.last = answer or self.last

@@ -55,7 +55,7 @@ class RoundFlags:
         option("with", "Take part in the task of this name, or whose id begins so."),
     ] = None
     rounds: Annotated[int, option("rounds", "Rounds of a task that is proposed.")] = 8
-    steps: Annotated[int, option("steps", "Steps that each member takes in a round.")] = 5
+    steps: Annotated[int, option("steps", "Steps that each member takes in a round.")] = 8
     members: Annotated[
         int, option("members", "The first round waits for as many members, until its deadline.")
     ] = 3
@@ -64,8 +64,9 @@ class RoundFlags:
         int,
         option(
             "group",
-            "Members whose updates are added before anybody sees them. Larger groups hide more,"
-            " smaller ones let more of a poisoned round be refused.",
+            "Members whose updates are added before anybody sees them; with --with, the fewest that"
+            " this machine takes part in. Larger groups hide more, smaller ones let more of a"
+            " poisoned round be refused; in a group of two each sees what the other learned.",
         ),
     ] = 3
     clip: Annotated[
@@ -77,7 +78,7 @@ class RoundFlags:
     ] = None
     outer: Annotated[
         int, option("outer", "How far the model moves along the mean of updates, in percent.")
-    ] = 200
+    ] = 300
     join_s: Annotated[
         float, option("join-s", "Seconds that the first round waits for members.")
     ] = 600.0
@@ -104,8 +105,9 @@ class RoundFlags:
         check_range("rounds", self.rounds, 1, ROUNDS_MAX)
         check_range("steps", self.steps, 1, STEPS_MAX)
         check_range("group", self.group, GROUP_MIN, MEMBERS_MAX)
-        check_range("members-min", self.least, self.group, MEMBERS_MAX)
-        check_range("members", self.members, self.least, MEMBERS_MAX)
+        if self.together is None:  # else these are the proposer's
+            check_range("members-min", self.least, self.group, MEMBERS_MAX)
+            check_range("members", self.members, self.least, MEMBERS_MAX)
         check_range("clip", self.clip or 1, 1, CLIP_MAX)
         check_range("outer", self.outer, 1, 1000)
         for name, seconds in (
@@ -115,6 +117,17 @@ class RoundFlags:
             ("judge-s", self.judge_s),
         ):
             check_range(name, seconds, 0.1, WAIT_S_MAX)
+
+    def check_group(self, task: LearningTask) -> None:
+        """Raise UserError if a task that is joined has smaller groups than this machine takes."""
+        from p2pinfer.core.sums import SUMMED_MIN
+
+        if task.group < self.group:
+            alone = ", so that each sees what the other learned" if task.group < SUMMED_MIN else ""
+            raise UserError(
+                f"the task {task.name} adds up what {task.group} members learned{alone}: say"
+                f" --group {task.group} to take part all the same"
+            )
 
     def task(
         self, manifest: "Manifest", layers: int, rank: int, seed: int, rate: float
@@ -196,6 +209,7 @@ async def learn_together(
         else:
             assert together.flags.together
             task_id, task = await meeting.find(together.flags.together, base)
+            together.flags.check_group(task)
         _announce(meeting, task_id, task, together, as_json=as_json)
         refuse_taken(request.store, task.name)
         head, work, losses = await _take_part(request, meeting, task_id, task, only_idle=only_idle)
@@ -274,7 +288,9 @@ def _sums_bytes(manifest: "Manifest", task: LearningTask) -> int:
     from p2pinfer.node.learning_together import trained_numbers
 
     numbers = trained_numbers(manifest, task.layers, task.rank)
-    return (2 * task.group + 2) * encrypted_bytes(numbers)
+    largest = min(2 * task.group - 1, task.members)
+    # Updates, their sum, and shares, half as large, among the sets that may open it
+    return (2 * largest + 2) * encrypted_bytes(numbers)
 
 
 def _announce(

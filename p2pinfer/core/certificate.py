@@ -18,7 +18,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, BadReceipt, Receipt, Signed, Terms, seal_of
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
-from p2pinfer.core.trust import Audited, AuditVerdict, choose_audits
+from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits
 from p2pinfer.core.witness import regimes_of
 
 MAGIC = b"p2pinfer certificate 1\n"
@@ -29,6 +29,9 @@ FILE_BYTES_MAX = 64 << 20
 STAGES_MAX = 128
 TEXT_CHARS_MAX = 1 << 22
 AUDITORS_MAX = 16
+_FIELDS_OF_BEFORE = 3
+"""Of an audit behind its auditors, unless rows were opened in part."""
+
 OPENINGS_MAX = 8 * STAGES_MAX
 """As many as all stages open for one answer."""
 
@@ -64,6 +67,8 @@ class Certificate:
     audits: tuple[Audited, ...] = field(validator=many(Audited, 2 * STAGES_MAX))
     openings: tuple[bytes, ...] = field(default=(), validator=many(bytes, OPENINGS_MAX))
     """As ``core.opening`` encodes them; each names its stage."""
+    cut_openings: tuple[bytes, ...] = field(default=(), validator=many(bytes, OPENINGS_MAX))
+    """Those that lack layers, which a reader of before would find false."""
 
     def regimes_by_position(self) -> tuple[Regime, ...]:
         """Return the regime that each position ran in."""
@@ -78,9 +83,11 @@ class Certificate:
         for index, stage in enumerate(self.stages):
             receipts = [[each.body, each.signature] for each in stage.receipts]
             found[f"stage {index}"] = [stage.peer, stage.first, stage.end, receipts]
-        found["audits"] = [list(astuple(audit)) for audit in self.audits]
+        found["audits"] = [_values_of(audit) for audit in self.audits]
         if self.openings:
             found["openings"] = self.openings
+        if self.cut_openings:
+            found["openings of some layers"] = self.cut_openings
         return sections.write(MAGIC, found)
 
 
@@ -143,16 +150,26 @@ def _build(found: dict[str, Any]) -> Certificate:
     *terms, nonce, rate = found["session"]
     tokens, regimes, answer = found["tokens"]
     stages, openings = [], found.pop("openings", ())
+    cut = found.pop("openings of some layers", ())
     for index in range(len(found) - 3):
         peer, first, end, receipts = found[f"stage {index}"]
         stages.append(StageClaim(peer, first, end, tuple(Signed(*each) for each in receipts)))
     audits = tuple(_audit(*each) for each in found["audits"])
     about = Terms(*terms), nonce, rate, tokens, regimes, answer
-    return Certificate(*about, tuple(stages), audits, openings)
+    return Certificate(*about, tuple(stages), audits, openings, cut)
+
+
+def _values_of(audit: Audited) -> list[Any]:
+    """Leave out what is not there: readers of before reject it."""
+    values = list(astuple(audit))
+    return values if audit.seen is not None else values[:-1]
 
 
 def _audit(peer: Any, first: Any, end: Any, verdict: Any, by: Any, *rest: Any) -> Audited:
+    rest, seen = rest[:_FIELDS_OF_BEFORE], rest[_FIELDS_OF_BEFORE:]
+    if any(type(each) is not float or not 0 <= each <= ROWS_PROVEN for each in seen):
+        raise ValueError("how much of the opened rows was seen")
     texts = (peer, *by, *(each for each in rest if each is not None and type(each) is not int))
     if len(by) > AUDITORS_MAX or any(type(each) is not str or len(each) > 500 for each in texts):
         raise ValueError("an audit's fields")
-    return Audited(peer, first, end, AuditVerdict(verdict), by, *rest)
+    return Audited(peer, first, end, AuditVerdict(verdict), by, *rest, *seen)

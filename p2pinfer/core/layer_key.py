@@ -65,6 +65,11 @@ class CheckedMatrix(Protocol):
         """How much is kept."""
         ...
 
+    @property
+    def outputs(self) -> int:
+        """Numbers of a product."""
+        ...
+
     def residual(self, given: Floats, found: Floats) -> float:
         """Return how far a product is from the true one, relative to it."""
         ...

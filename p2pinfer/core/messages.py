@@ -45,7 +45,6 @@ from p2pinfer.core.checks import (
     POSITIONS_MAX,
     SESSION,
     blob,
-    many,
     shown_size,
     sized,
     text,
@@ -82,7 +81,15 @@ from p2pinfer.core.manifest import (
     MANIFEST_BYTES_MAX,
     PART_BYTES_MAX,
 )
-from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
+from p2pinfer.core.proving import (
+    AskCells,
+    AskLayers,
+    AskSteps,
+    CellRows,
+    CellsAre,
+    PledgeIs,
+    StepsAre,
+)
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.statement import Owe, Owed, Vouch
@@ -112,7 +119,10 @@ ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
 """A full decode of a residual stream twice as wide as the widest model's, in float32."""
 
 
-_NUMBER = whole(0, 1 << 62)
+NUMBER_MAX = 1 << 62
+"""Of what senders count: it fits into eight bytes, and is never reached."""
+
+_NUMBER = whole(0, NUMBER_MAX)
 _SOME_CHUNKS: Any = sized(tuple, CHUNKS_PER_QUESTION_MAX, 1)
 _PARTS: Any = v.deep_iterable(HASH, v.max_len(PARTS_PER_QUESTION_MAX))
 _INDICES: Any = v.deep_iterable(whole(0, 8 * BITMAP_BYTES_MAX - 1), _SOME_CHUNKS)
@@ -291,15 +301,38 @@ class Step:
     A position before the end of a session drops what its caches hold from there on.
     """
 
-    number: int = field(validator=whole(0, 1 << 62))
+    number: int
     """Counts the requester's steps; an answer repeats its question's number."""
-    position: int = field(validator=whole(0, POSITIONS_MAX))
-    count: int = field(validator=whole(1, ROWS_PER_DECODE_MAX))
+    position: int
+    count: int
     regime: Regime = field(converter=from_wire)
     """Which kernels compute these rows, so that any replay gives the same bits."""
-    rows: bytes = field(validator=blob(ROWS_BYTES_MAX), repr=shown_size)
-    decoding_us: tuple[int, ...] = field(default=(), validator=many(int, ROUTE_HOPS_MAX))
+    rows: bytes = field(repr=shown_size)
+    decoding_us: tuple[int, ...] = ()
     """Microseconds of decoding that each stage so far reports."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check all fields in one call, since every token waits for seven in a chain of three."""
+        number, position, count, rows, times = (
+            self.number,
+            self.position,
+            self.count,
+            self.rows,
+            self.decoding_us,
+        )
+        if type(number) is not int or not 0 <= number <= NUMBER_MAX:
+            raise ValueError(f"number must be a whole number from 0 to {NUMBER_MAX}")
+        if type(position) is not int or not 0 <= position <= POSITIONS_MAX:
+            raise ValueError(f"position must be a whole number from 0 to {POSITIONS_MAX}")
+        if type(count) is not int or not 1 <= count <= ROWS_PER_DECODE_MAX:
+            raise ValueError(f"count must be a whole number from 1 to {ROWS_PER_DECODE_MAX}")
+        if type(rows) is not bytes or len(rows) > ROWS_BYTES_MAX:
+            raise ValueError(f"rows must be bytes of 0 to {ROWS_BYTES_MAX}")
+        if type(times) is not tuple or len(times) > ROUTE_HOPS_MAX:
+            raise ValueError(f"decoding_us must be tuple of 0 to {ROUTE_HOPS_MAX}")
+        for each in times:
+            if type(each) is not int:
+                raise ValueError("decoding_us must hold only int")
 
 
 @frozen
@@ -446,6 +479,7 @@ Message = (
     | AskCells
     | CellsAre
     | AskSteps
+    | AskLayers
     | PledgeIs
     | CellRows
     | StepsAre

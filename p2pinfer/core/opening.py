@@ -11,7 +11,7 @@ everybody.
     trace              BLAKE3 keyed "trace", of the leaves, in order
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -268,16 +268,19 @@ def check_signed(opening: OpenedTrace, verify: Callable[[PeerId, bytes, bytes], 
             raise BadOpening(f"the {what} is not signed by {pledge.peer}")
 
 
-def check_whole(opening: OpenedTrace) -> None:
-    """Check that nothing of the stage's layers is left out, K and V included.
+def check_shown(opening: OpenedTrace, wanted: Mapping[int, bool]) -> None:
+    """Check that an opening has the layers that it must, counted from the stage's first.
+
+    Args:
+        opening: whose roots have been checked.
+        wanted: the layers, and whether each must show its K and V.
 
     Raises:
-        BadOpening: something is.
+        BadOpening: it has others.
     """
-    receipt = opening.receipt
-    shown = [each.layer for each in opening.layers if each.keys and each.values]
-    if shown != [*range(receipt.first, receipt.end)]:
-        raise BadOpening("not all layers are opened with their K and V")
+    first = opening.receipt.first
+    if {each.layer - first: bool(each.keys) for each in opening.layers} != wanted:
+        raise BadOpening("these are not the layers that had to be opened, with K and V where due")
 
 
 def check_roots(opening: OpenedTrace) -> Receipt:

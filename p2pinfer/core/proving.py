@@ -3,9 +3,13 @@
 The stage signs for its K and V rows before it hears which of its rows will be opened, and for the
 steps of those before it shows any. All answers may also be Refused, with a time to come back at.
 
-    AskCells  →  CellsAre comes back
-    AskSteps  →  for each position PledgeIs comes back; then for each position, and each layer,
-                 CellRows as many as are missing up to there, and StepsAre
+    AskCells   →  CellsAre comes back
+    AskSteps   →  for each position PledgeIs comes back
+    AskLayers  →  then for each position, and each layer, CellRows as many as are missing up to
+                  there, and StepsAre
+
+AskLayers is a word of the second kind of such channels. On the first kind all layers come without
+it.
 """
 
 from typing import Any, Final
@@ -19,6 +23,7 @@ from p2pinfer.core.ids import SessionId
 from p2pinfer.core.kv_root import SignedKv
 from p2pinfer.core.merkle import HASH_BYTES
 from p2pinfer.core.receipts import SIGNATURE_BYTES, Signed
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.traced import Traced
 
 PROVEN_ROWS_MAX: Final = 8
@@ -85,6 +90,14 @@ class AskSteps:
 
 
 @frozen
+class AskLayers:
+    """Show these layers of the rows that you pledged yourself to."""
+
+    shown: tuple[ShownLayers, ...] = field(validator=many(ShownLayers, PROVEN_ROWS_MAX, 1))
+    """One for each position."""
+
+
+@frozen
 class PledgeIs:
     """What a stage signs before it opens a row; see ``opening``."""
 
@@ -95,6 +108,12 @@ class PledgeIs:
     sent: bytes = field(validator=blob(ROW_BYTES_MAX, 2), repr=shown_size)
     """The row that went out, as on the wire."""
     sent_path: tuple[bytes, ...] = field(validator=_PATH, repr=False)
+    leaves: tuple[bytes, ...] = field(
+        default=(),
+        validator=v.deep_iterable(blob(HASH_BYTES, HASH_BYTES), many(bytes, LAYERS_MAX)),
+        repr=False,
+    )
+    """Of the trace, where not all layers are shown; otherwise they follow from those."""
 
 
 @frozen

@@ -42,11 +42,13 @@ def on_wire(regime: Regime) -> int | bool:
 
 def from_wire(value: Any) -> Regime:
     """Return the regime that a sent value stands for; raises ValueError."""
+    if type(value) is Regime:
+        return value
+    if type(value) is bool:
+        return Regime.WIDE if value else Regime.NARROW
     if type(value) is int and value == Regime.BLOCK:
         return Regime.BLOCK
-    if type(value) not in (bool, Regime):
-        raise ValueError(f"{value!r:.40} is no regime")
-    return Regime(value)
+    raise ValueError(f"{value!r:.40} is no regime")
 
 
 class RegimeChunk(NamedTuple):

@@ -60,6 +60,14 @@ class Audited:
     blamed: PeerId | None = None
     """The peer at fault: the stage, the one before it, or an auditor that lied."""
     text: str = ""
+    seen: float | None = None
+    """In how many of the opened rows any one layer was seen, on average; None: in all of them."""
+
+    def rows_seen(self, positions: int) -> float:
+        """Return in how many opened rows any one layer was seen, of so many rows in all."""
+        if self.verdict is not AuditVerdict.PROVED:
+            return 0.0
+        return min(ROWS_PROVEN, positions) if self.seen is None else self.seen
 
     @property
     def is_by_steps(self) -> bool:
@@ -135,16 +143,22 @@ class Trust:
         besides, one of these must be false.
         """
         looks = -(-self.positions // CHECKPOINT_POSITIONS)
-        opened = 1 - (1 - 1 / one_in) ** ROWS_PROVEN if self.has_proofs else 0.0
+        opened = caught_by(self._seen, 1 / one_in)
+        audited = 1 - (1 - 1 / one_in) ** looks
         if self.has_proofs:
-            looks = min(looks, ROWS_PROVEN)
-        missed = 1 - self.rate * (1 - (1 - 1 / one_in) ** looks)
-        return float(1 - missed * (1 - self.proof_rate * opened))
+            audited = min(audited, opened)
+        return float(1 - (1 - self.rate * audited) * (1 - self.proof_rate * opened))
 
     @property
     def has_proofs(self) -> bool:
         """Whether some stage opened rows."""
         return any(each.verdict is AuditVerdict.PROVED for each in self.audits)
+
+    @property
+    def _seen(self) -> float:
+        """In how many opened rows any one layer was seen, of the stage where that is least."""
+        found = (each.rows_seen(self.positions) for each in self.audits)
+        return min((rows for rows in found if rows), default=0.0)
 
     def line(self) -> str:
         """Return the result in one line."""
@@ -176,12 +190,7 @@ class Trust:
         found = [signed, *(f"{each.line()}." for each in self.audits)]
         found += [each.line() for each in self.unproved]
         if self.has_proofs:
-            one, ten = (100 * (1 - (1 - part) ** ROWS_PROVEN) for part in (0.5, 0.1))
-            found.append(
-                f"Rows are proved as a spot check: a peer that computes each row falsely is caught"
-                f" by it, one that computes half of them so with {one:.0f} %, a tenth with"
-                f" {ten:.0f} %."
-            )
+            found.append(self._odds())
         elif self.rate:
             share = share_text(self.rate)
             whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
@@ -193,6 +202,20 @@ class Trust:
         else:
             found.append("No peer is run again, so a peer that cheated here was not caught.")
         return found
+
+    def _odds(self) -> str:
+        every, half, tenth = (100 * caught_by(self._seen, part) for part in (1.0, 0.5, 0.1))
+        if every == 100:
+            return (
+                f"Rows are proved as a spot check: a peer that computes each row falsely is caught"
+                f" by it, one that computes half of them so with {half:.0f} %, a tenth with"
+                f" {tenth:.0f} %."
+            )
+        return (
+            f"Rows are proved as a spot check of some layers: a peer that computes each row falsely"
+            f" in a single layer is caught by it with {every:.0f} %, one that computes half of them"
+            f" so with {half:.0f} %, a tenth with {tenth:.0f} %."
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -220,6 +243,7 @@ class Trust:
                     "position": each.position,
                     "blamed": each.blamed,
                     "text": each.text,
+                    "rows_seen": round(each.rows_seen(self.positions), 2),
                 }
                 for each in self.audits
             ],
@@ -250,9 +274,22 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
     return chosen
 
 
-def rows_text(opened: int, count: int) -> str:
-    """Return how many rows a stage opened, of how many."""
-    return f"{opened} of {count} rows"
+def caught_by(seen: float, part: float) -> float:
+    """Return how likely opened rows show a peer that lies in one layer of a part of its rows.
+
+    Args:
+        seen: in how many opened rows that layer is seen, on average: as many, or one more.
+        part: of the rows that are false, wherever they are.
+    """
+    whole = int(seen)
+    missed: float = (1 - part) ** whole * (1 - (seen - whole) * part)
+    return 1 - missed
+
+
+def rows_text(opened: int, count: int, share: float = 1.0) -> str:
+    """Return how many rows a stage opened, of how many, and what share of their layers."""
+    rows = f"{opened} of {count} rows"
+    return rows if share == 1 else f"{100 * share:.0f} % of the layers in {rows}"
 
 
 def share_text(rate: float) -> str:

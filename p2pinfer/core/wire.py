@@ -13,6 +13,7 @@ from attrs import astuple, fields, has
 from p2pinfer.core.advertisement import Heard, State
 from p2pinfer.core.learning import Kind
 from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Opened, Refusal, Step
+from p2pinfer.core.proving import PledgeIs
 from p2pinfer.core.regimes import on_wire
 from p2pinfer.core.statement import Statement
 
@@ -73,6 +74,13 @@ def _of_statement(said: Statement) -> tuple[Any, ...]:
     return values if said.sent or said.kept else values[:-2]
 
 
+def _of_pledge(said: PledgeIs) -> tuple[Any, ...]:
+    """Leave out leaves where all layers follow: peers of before, which ask for all, reject them."""
+    path, sent_path = said.received_path, said.sent_path
+    values = said.position, said.body, said.signature, path, said.sent, sent_path
+    return (*values, said.leaves) if said.leaves else values
+
+
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
     return heard.body, heard.signature, heard.age_ms
 
@@ -89,12 +97,14 @@ _converter.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
 )
 # On the path of every token, 4 times in a chain of 3, and of each peer that a newcomer learns of:
-# their fields need no building, and their validators check all that the strict hooks would.
-for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
+# their fields need no building, and they check all that the strict hooks would by themselves.
+_FLAT: dict[Any, Any] = {Step: _of_step, Heard: _of_heard}
+for _flat, _of in _FLAT.items():
     _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
     _converter.register_unstructure_hook(_flat, _of)
 _converter.register_unstructure_hook(Open, _of_open)
 _converter.register_unstructure_hook(Opened, _of_opened)
+_converter.register_unstructure_hook(PledgeIs, _of_pledge)
 _converter.register_unstructure_hook(Statement, _of_statement)
 for _enum in (Dtype, Refusal, State, Kind):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
@@ -106,7 +116,9 @@ def encode(message: Message) -> bytes:
         head: bytes = msgpack.packb(["Chunk", message.number, b""])
         size = len(message.data).to_bytes(4, "big")
         return b"".join((head[:-_EMPTY_BYTES], _BIN32, size, message.data))
-    encoded: bytes = msgpack.packb([type(message).__name__, *_converter.unstructure(message)])
+    kind = type(message)
+    values = _FLAT.get(kind, _converter.unstructure)(message)
+    encoded: bytes = msgpack.packb([kind.__name__, *values])
     return encoded
 
 
@@ -121,7 +133,7 @@ def decode(data: bytes, *due: type[M]) -> M:
         kind = _KINDS[name]
         if kind not in due:
             raise BadMessage(f"{name} is not due here")
-        message: M = _converter.structure(tuple(values), kind)
+        message: M = kind(*values) if kind in _FLAT else _converter.structure(tuple(values), kind)
     except BadMessage:
         raise
     except Exception as error:  # msgpack, cattrs and validators raise five families between them

@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust
+from p2pinfer.core.trust import AuditVerdict, Trust
 from p2pinfer.places import data_dir
 
 _log = logging.getLogger("p2pinfer.openings")
@@ -43,8 +43,8 @@ def clock_s() -> float:
 class ProvedRows:
     """What this machine has seen of the rows that a peer opened."""
 
-    rows: int
-    """Every step of which held."""
+    rows: float
+    """Every step of which held; of a row that was opened in part, the part of its layers."""
     of_rows: int
     """That it computed in the answers in which it was asked."""
     at_s: float
@@ -77,11 +77,11 @@ class ChecksDb:
     def keep(self, trust: Trust) -> None:
         """Add what was found of the stages that were to open rows; a failure is only logged."""
         now_s = int(self._now_s())
-        rows: list[tuple[str, int, int, int, str]] = []
+        rows: list[tuple[str, int, float, int, str]] = []
         for each in trust.audits:
             if each.verdict is AuditVerdict.PROVED:
-                count = min(ROWS_PROVEN, trust.positions)
-                rows.append((each.peer, now_s, count, trust.positions, ""))
+                seen = each.rows_seen(trust.positions)
+                rows.append((each.peer, now_s, seen, trust.positions, ""))
         rows += [(each.peer, now_s, 0, 0, each.why) for each in trust.unproved]
         if not rows:
             return

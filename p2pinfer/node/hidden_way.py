@@ -2,7 +2,7 @@
 
 Who learns what is in `transports.libp2p.path`. Here the relays are chosen: the first is one that
 this machine has kept, or the peer at a named address, or drawn from the directory of that peer.
-A peer that was called from this machine's own address is no stage for it afterwards; nor is a relay.
+A peer that was called from this machine's own address is no stage for it afterwards; no relay is.
 """
 
 import logging

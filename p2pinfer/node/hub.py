@@ -264,7 +264,7 @@ def _near(name: PublishedName, api: "HfApi") -> str:
     words = name.repository.split("/")[1].lower().removesuffix("-gguf")
     with _explained(name, api):
         found = list(api.list_models(search=words, filter="gguf", limit=NEAR_NAMES_MAX))
-    near = ", ".join(f"hf:{each.id}" for each in found)
+    near = ", ".join(f"hf:{each.id}" for each in found if each.id != name.repository)
     return f"; with a similar name there are: {near}" if near else ""
 
 

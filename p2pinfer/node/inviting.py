@@ -107,18 +107,11 @@ def invitation_here(network: str | None, key: bytes | None, *, once: bool = Fals
 def _single_use(told: Sequence[WaysIn]) -> Invitation:
     """Return an invitation for one guest, with a new token; raises UserError if there can be none.
 
-    Its ways in are those of this machine alone, where the token is known. A relay does not help: it
-    has the network's key, which the guest does not have yet.
+    Its ways in are those to this machine alone, where the token is known. Its relays pass guests on
+    to it, though they carry nobody else who lacks the network's key. Guests of older releases know
+    no relay for that, and try what is direct first.
     """
-    direct = [tuple(each for each in ways.own if not is_circuit(each)) for ways in told]
-    addresses = pick_ways(direct, [])
-    if not addresses and any(ways.own for ways in told):
-        raise UserError(
-            "others call this machine through relays, and the relays of a private network carry"
-            " nobody who lacks its key: make the invitation on a machine that others can dial,"
-            " forward the port that p2pinfer status names, or send the guest an invitation with the"
-            " key in it, as you would a password (p2pinfer invite without --once)"
-        )
+    addresses = tuple(sorted(pick_ways([ways.own for ways in told], []), key=is_circuit))
     if not addresses:
         raise UserError(
             "a single-use invitation needs a peer on this machine that the guest can call: start"

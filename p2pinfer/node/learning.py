@@ -334,7 +334,8 @@ def _keep_state(folder: Path, state: LearningState, before: _Before) -> None:
 def _kept_state(folder: Path, size: int) -> tuple[LearningState, _Before | None]:
     """Read where the learning stood, and the losses before it; or begin."""
     try:
-        with np.load(folder / "state.npz") as kept:
+        # Opened here: NumPy leaves a file open that is no archive
+        with (folder / "state.npz").open("rb") as file, np.load(file) as kept:
             step, losses, is_learned, before = json.loads(bytes(kept["said"]))
             numbers, mean, squares = (kept[name] for name in ("numbers", "mean", "squares"))
     except (

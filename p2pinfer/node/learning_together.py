@@ -331,7 +331,7 @@ def _tasks_dir() -> Path:
 def _keep_head(task: TaskId, head: Head) -> None:
     """Write where the model stands; the file is there whole or not at all."""
     _tasks_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-    said = json.dumps([head.round, head.child, head.members]).encode()
+    said = json.dumps([head.round, head.child, head.members, head.drawn]).encode()
     draft = _tasks_dir() / f".{task}.new.npz"
     np.savez(draft, numbers=head.numbers, said=np.frombuffer(said, np.uint8))
     draft.replace(_tasks_dir() / f"{task}.npz")
@@ -340,12 +340,14 @@ def _keep_head(task: TaskId, head: Head) -> None:
 def kept_head(task: TaskId, size: int) -> Head:
     """Return where this machine last saw a task's model, or its beginning."""
     try:
-        with np.load(_tasks_dir() / f"{task}.npz") as kept:
-            number, child, members = json.loads(bytes(kept["said"]))
+        # Opened here: NumPy leaves a file open that is no archive
+        with (_tasks_dir() / f"{task}.npz").open("rb") as file, np.load(file) as kept:
+            number, child, *who = json.loads(bytes(kept["said"]))
+            members, drawn = (*who, ())[:2]  # earlier releases did not keep who was drawn
             numbers = kept["numbers"].astype(np.int32)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return Head(0, np.zeros(size, np.int32))
-    return Head(number, numbers, child, tuple(members))
+    return Head(number, numbers, child, tuple(members), tuple(drawn))
 
 
 def _lineage_dir() -> Path:

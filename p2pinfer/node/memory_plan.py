@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import Manifest
-from p2pinfer.engine.gguf.architectures import layers_at_once_max
+from p2pinfer.engine.gguf.architectures import layers_at_once_max, layers_of_zeros_max
 from p2pinfer.engine.llama.memory import (
     WORKER_BYTES,
     aside_sessions,
@@ -30,14 +30,17 @@ def inner_layers(model: Manifest, keep: int) -> LayerRange:
 def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
     """Return how many layers of a model it may choose, with their sessions, in the memory."""
     room = budget_bytes(memory_bytes, machine.gpu) - WORKER_BYTES
-    return max(0, min(room // layer_bytes(model, machine), _layers_of_use(model, keep)))
+    held = room // layer_bytes(model, machine) - layers_of_zeros_max(model.info)
+    return max(0, min(held, _layers_of_use(model, keep)))
 
 
 def appetite(model: PartsModel, machine: Machine, keep: int) -> Appetite:
     """Return what a model can do with memory: from one layer to all, with long sessions."""
     longest = replace(machine, long_sessions=machine.sessions)
-    most = layer_bytes(model, longest) * _layers_of_use(model, keep)
-    return Appetite(WORKER_BYTES + layer_bytes(model, machine), WORKER_BYTES + most)
+    zeros = layers_of_zeros_max(model.info)
+    least = (1 + zeros) * layer_bytes(model, machine)
+    most = (_layers_of_use(model, keep) + zeros) * layer_bytes(model, longest)
+    return Appetite(WORKER_BYTES + least, WORKER_BYTES + most)
 
 
 def _layers_of_use(model: PartsModel, keep: int) -> int:
@@ -75,14 +78,15 @@ def for_stage(
     def fits(count: int, length: int) -> bool:
         kept = layers if is_fixed or count > 1 else -(-layers * (LONG_COSTS - 1) // LONG_COSTS)
         long = replace(machine, long_context=length, long_sessions=count)
-        return kept * layer_bytes(model, long) <= room
+        return (kept + layers_of_zeros_max(model.info)) * layer_bytes(model, long) <= room
 
     return with_long_sessions(machine, fits)
 
 
 def least_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory that serving one layer takes."""
-    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
+    layers = 1 + layers_of_zeros_max(model.info)
+    return WORKER_BYTES + layers * layer_bytes(model, for_model(machine, model))
 
 
 def too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:

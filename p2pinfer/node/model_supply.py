@@ -132,7 +132,7 @@ def _named_here(name: PublishedName, held: Iterable[Downloaded]) -> str:
     same = [str(each.name or each.path) for each in held if each.is_of(name.repository)]
     if same:
         return f"; of the same repository there is here: {', '.join(same)}"
-    return "; what other programs downloaded says: p2pinfer model find" if held else ""
+    return "; p2pinfer model find lists what other programs downloaded" if held else ""
 
 
 def add_located(
@@ -141,6 +141,8 @@ def add_located(
     """Split a model's file, keep its parts, and remember its id; raises as ``split.add_model``."""
     check = located.sha256
     in_place = in_place or located.in_place
+    if not located.path.exists():
+        _check_readable(located.path)
     try:
         found = add_model(store, located.path, on_progress, in_place=in_place, check=check)
     except WrongSha256 as error:
@@ -163,13 +165,20 @@ def check_named(name: str | None) -> None:
     if not path.exists() and find_child(open_store(), name):
         return
     if path.exists() or not (_BEGINNING.fullmatch(name) or parse_published(name)):
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            advice = "name a GGUF file"
-            if not path.exists() and is_repository(name):
-                advice += f", or hf:{name} for a model on Hugging Face"
-            raise BadModelFile(f"cannot read {path}: {error.strerror}; {advice}") from error
+        _check_readable(path)
+
+
+def _check_readable(path: Path) -> None:
+    """Raise BadModelFile if a file cannot be opened, and say what else a model can be named by."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        advice = "name a GGUF file"
+        if not path.exists() and is_repository(str(path)):
+            advice += f", or hf:{path} for a model on Hugging Face"
+        elif not path.exists():
+            advice += "; what is here: p2pinfer model list, and p2pinfer model find"
+        raise BadModelFile(f"cannot read {path}: {error.strerror}; {advice}") from error
 
 
 def model_path(name: str) -> Path:
@@ -178,7 +187,11 @@ def model_path(name: str) -> Path:
 
 
 def find_held(store: Store, beginning: str) -> Manifest:
-    """Return the one model here whose id begins like this, or the default; raises UserError."""
+    """Return the one model here whose id begins like this, the default, or a file that was added.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
     if beginning == "default":
         model = seen_before(model_path(beginning), store)
         manifest = store.manifest(model) if model else None
@@ -189,6 +202,11 @@ def find_held(store: Store, beginning: str) -> Manifest:
         return manifest
     if child := find_child(store, beginning):
         return child
+    if (path := Path(beginning).expanduser()).is_file():
+        model = seen_before(path, store)
+        if manifest := store.manifest(model) if model else None:
+            return manifest
+        raise UserError(f"{path} was not added yet; to add it: p2pinfer model add {path}")
     beginning = beginning.lower()
     found = [model for model in store.models() if beginning and model.id.startswith(beginning)]
     if not found:

@@ -7,7 +7,7 @@ with its weights and the KV cells of all sessions, and the requester keeps both 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from p2pinfer.engine.gguf.architectures import layers_at_once_max
+from p2pinfer.engine.gguf.architectures import layers_at_once_max, layers_of_zeros_max
 from p2pinfer.engine.gguf.model_header import model_info, split_layer
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.llama.memory import WORKER_BYTES, sessions_bytes
@@ -43,6 +43,8 @@ class ModelSize:
     source: str
     """Where the figures are from."""
     is_here: bool = False
+    layers_of_zeros: int = 0
+    """That a peer may hold besides its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,16 @@ def share(model: ModelSize, pool: Pool) -> Share:
     positions = pool.sessions * min(pool.context, model.context)
     each = model.layer_bytes + model.cell_bytes * positions
     served = model.layers - ENDS_LAYERS
-    layers = max(0, pool.memory_bytes - WORKER_BYTES) // each
-    layers = min(layers, served, model.layers_at_once_max)
+    zeros = model.layers_of_zeros
+    layers = max(0, pool.memory_bytes - WORKER_BYTES) // each - zeros
+    layers = max(0, min(layers, served, model.layers_at_once_max))
     evenly = -(-served // pool.peers)
     return Share(
         model,
         layers,
         -(-served // layers) if layers else None,
-        WORKER_BYTES + each,
-        WORKER_BYTES + evenly * each,
+        WORKER_BYTES + (1 + zeros) * each,
+        WORKER_BYTES + (evenly + zeros) * each,
         WORKER_BYTES + model.ends_bytes + ENDS_LAYERS * each,
         pool.peers * layers / served,
     )
@@ -134,6 +137,7 @@ def measured(
         layers_at_once_max=layers_at_once_max(header, info),
         source=source,
         is_here=True,
+        layers_of_zeros=layers_of_zeros_max(info),
     )
 
 

@@ -13,10 +13,10 @@ from p2pinfer.core.opening import (
     OpenedTrace,
     check_roots,
     check_signed,
-    check_whole,
     decode,
 )
 from p2pinfer.core.receipts import BadReceipt
+from p2pinfer.core.shown_layers import layers_shown, rows_seen
 from p2pinfer.core.trust import short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
@@ -48,7 +48,7 @@ async def check_openings(
     judge = judge_of(store, manifest) if manifest else None
     results = []
     try:
-        openings = [decode(data) for data in found.openings]
+        openings = [decode(data) for data in (*found.openings, *found.cut_openings)]
     except BadOpening as error:
         return [StageOpenings("", "", False, str(error))]
     for stage in vouched:
@@ -82,13 +82,17 @@ async def _check_stage(
         try:
             check_signed(each, verify)
             check_roots(each)
-            check_whole(each)
         except BadOpening as error:
             return result(False, str(error))
         if each.pledge.terms != found.terms or each.receipt != last:
             return result(False, "a row was opened for another receipt")
-    if not set(positions) <= set(choose_rows(found.nonce, last)):
+    chosen = choose_rows(found.nonce, last)
+    if not set(positions) <= set(chosen):
         return result(False, "these are not the rows that the nonce chose")
+    shown = {each.pledge.position: each for each in openings}
+    seen = layers_shown(found.nonce, last, [shown[at] for at in chosen if at in shown], chosen)
+    if seen is None:
+        return result(False, "these are not the layers that the nonce chose")
     if judge is None or not judge.covers(range(stage.first, stage.end)):
         return result(None, NO_KEY)
     for each in openings:
@@ -101,6 +105,11 @@ async def _check_stage(
         if verdict.fault:
             return result(False, f"{verdict.fault.text()}, at position {each.pledge.position}")
     rows = ", ".join(map(str, positions))
+    count = stage.end - stage.first
+    if (share := rows_seen(seen, count) / len(seen)) < 1:
+        return result(
+            True, f"every opened step of its rows {rows} holds: {share:.0%} of the layers"
+        )
     return result(True, f"every step of its rows {rows} holds")
 
 

@@ -23,6 +23,11 @@ SLOW_TIMES = 10
 BETTER_TIMES = 2
 """Its replacement must claim to be this many times as fast as the stage was seen to be."""
 
+APART_TIMES = 4
+"""A stage is slow by itself if it is so many times as late, measured by what it claims, as another
+stage of the route. Where all are late alike, their machine is busy: then its other peers are as
+slow, and computing a session's rows again there would stop its answer for seconds."""
+
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""
 
@@ -100,11 +105,10 @@ class Replacements:
         if len(times) < TIMES_MIN:
             return 0, []
         peers = [None, *(hop.peer for hop in self.route), None]
-        for index, hop in enumerate(self.route):
-            taken_us = statistics.median(each[index] for each in times)
-            claimed_us = hop.offer.row_us * (hop.end - hop.first)
-            if not 0 < SLOW_TIMES * claimed_us < taken_us:
-                continue
+        taken = [statistics.median(each[index] for each in times) for index in range(len(times[0]))]
+        claimed = [hop.offer.row_us * (hop.end - hop.first) for hop in self.route]
+        for index in slow_stages(taken, claimed):
+            hop, taken_us = self.route[index], taken[index]
             between = peers[index], peers[index + 2]
             without = frozenset(peer for peer in peers if peer)
             with suppress(NoRoute):
@@ -129,3 +133,19 @@ class Replacements:
         self.learn()
         known = {hop.peer: hop for hop in self.route} | self._chosen
         self.route = [evolve(known[hop.peer], end=hop.end) for hop in hops]
+
+
+def slow_stages(taken_us: Sequence[float], claimed_us: Sequence[float]) -> list[int]:
+    """Return which stages of a route take far longer than they claim, and than others do.
+
+    Args:
+        taken_us: by each for one row.
+        claimed_us: by each in its advertisement; 0: it claims nothing.
+    """
+    late = [taken / said if said else 0.0 for taken, said in zip(taken_us, claimed_us, strict=True)]
+    known = [times for times in late if times]
+    return [
+        index
+        for index, times in enumerate(late)
+        if times > SLOW_TIMES and (len(known) == 1 or times > APART_TIMES * min(known))
+    ]

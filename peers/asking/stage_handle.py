@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from itertools import count, takewhile
 from typing import TypeVar
 
-import numpy as np
 import trio
 from attrs import evolve
 
@@ -30,8 +29,9 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.wire import encode
-from peers.steps.limits import CONNECT_S_MAX, ROW_TYPE
+from peers.steps.limits import CONNECT_S_MAX
 from peers.steps.messaging import SESSION, RefusedError, receive, send
+from peers.steps.numbers import all_finite
 from transports.base import Channel, Transport, is_circuit
 
 A = TypeVar("A", Connected, Expecting)
@@ -287,7 +287,7 @@ def check_step(peer: PeerId, step: Step, sent: int, due: tuple[int, int, int]) -
         raise RemoteProtocolError(peer, "a stage answered another step")
     if len(step.rows) != due[2]:
         raise RemoteProtocolError(peer, "a stage's rows have the wrong width")
-    if not np.isfinite(np.frombuffer(step.rows, ROW_TYPE)).all():
+    if not all_finite(step.rows):
         raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
 
 

@@ -89,6 +89,7 @@ class Auditor:
         owed: frozenset[Hop] = frozenset()
         unproved: list[Unproved] = []
         evidence.openings.clear()
+        evidence.cut_openings.clear()
         with evidence.in_need():
             for _ in range(EXAMINED_TIMES_MAX):
                 if broken := await evidence.settle(position):

@@ -6,12 +6,13 @@ with a proof that others can check. It is a spot check: a row that is not named 
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import trio
+from attrs import evolve
 from blake3 import blake3
 
 from p2pinfer.core.advertisement import Advertisement
@@ -21,8 +22,22 @@ from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal
-from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
+from p2pinfer.core.opening import (
+    OPENED_BYTES_MAX,
+    BadOpening,
+    OpenedTrace,
+    check_roots,
+    check_shown,
+    encode,
+)
 from p2pinfer.core.receipts import Receipt
+from p2pinfer.core.shown_layers import (
+    LayerBytes,
+    ShownLayers,
+    choose_layers,
+    opened_bytes,
+    rows_seen,
+)
 from p2pinfer.core.trust import (
     ROWS_PROVEN,
     Audited,
@@ -32,10 +47,11 @@ from p2pinfer.core.trust import (
     rows_text,
 )
 from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
+from peers.audits.patience import Patience
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
-from peers.receipts.openings import AskedRow, open_cells
-from peers.receipts.prover import counted_bytes, own_limits
+from peers.receipts.openings import AskedRow, OpensTooLate, open_cells
+from peers.receipts.prover import RETRY_MS, counted_bytes, own_limits
 from peers.receipts.session_evidence import Evidence
 from peers.steps.limits import ROW_TYPE
 from peers.steps.messaging import RefusedError
@@ -45,6 +61,9 @@ _log = logging.getLogger("p2pinfer.openings")
 
 KEPT_BYTES_MAX: Final = 16 << 20
 """Of openings that are kept for an answer's certificate."""
+
+CELLS_BYTES_COPIED: Final = 32 << 20
+"""Of a session, that every engine copies; it may have grown by half since its stages signed."""
 
 _DRAWN_BY: Final = b"p2pinfer 1 rows to prove\0"
 
@@ -76,6 +95,7 @@ class Inspector:
         self._transport, self._judge, self._serving = transport, judge, serving
         self._on_fraud, self._on_failed, self._run = on_fraud, on_failed, run
         self._asked = own_limits()
+        self._patience = Patience()
 
     def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:
         """Return which stages to prove beside those that are run again, as ``choose_audits``."""
@@ -105,49 +125,90 @@ class Inspector:
         if not self._judge.covers(layers):
             return Unproved(peer, receipt.first, receipt.end, self._judge.lacks(layers))
         width = len(evidence.witness.received.open(0, 1).rows) // np.dtype(ROW_TYPE).itemsize
-        if not self._asked.spend(peer, trio.current_time(), counted_bytes(width, receipt)):
+        size = counted_bytes(width, receipt)
+        if not self._asked.spend(peer, trio.current_time(), size):
             why = "it opened as many rows for this machine just now as it does for anybody"
             return Unproved(peer, receipt.first, receipt.end, why)
         found: Audited | str
         try:
-            found = await self._prove(evidence, index, receipt)
+            layer = await self._judge.layer_bytes(receipt.first)
+            try:
+                found = await self._prove(evidence, index, receipt, layer)
+            except RefusedError as error:
+                if not await self._comes_back(error, size):
+                    raise
+                found = await self._prove(evidence, index, receipt, layer)
         except (BadOpening, RemoteProtocolError) as error:
             if not isinstance(error, RemoteProtocolError) or error.peer == peer:
                 return _audited(peer, receipt, AuditVerdict.NOT_OPENED, str(error), blamed=peer)
             found = f"the stage before it did not open its rows: {error}"
         except PeerUnavailable as error:  # or it knows no openings
             found = str(error)
+            if isinstance(error, OpensTooLate) and self._patience.is_tried(peer):
+                self._on_failed(error)
         except RefusedError as error:
             found = f"it refused: {error.refused.text}"
-            # The stage before it may have opened another row than it sent.
-            if index == 0 or error.refused.code is not Refusal.BAD_REQUEST:
-                self._on_failed(error)
+            if not self._is_excused(error, index, receipt, layer):
+                self._on_failed(PeerUnavailable(error.peer, f"it opens no rows: {error}"))
         except P2pinferError as error:
             found = str(error)
         if isinstance(found, Audited):
+            self._patience.opened(peer, receipt.numerics)
             return found
         _log.info("%s was not proved: %s", peer, found)
         return Unproved(peer, receipt.first, receipt.end, found)
 
-    async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | str:
+    async def _comes_back(self, no: RefusedError, size: int) -> bool:
+        """Wait as long as a busy stage says; return whether to ask it again."""
+        refused = no.refused
+        if refused.code is not Refusal.BUSY or not 0 < refused.retry_ms <= RETRY_MS:
+            return False
+        await trio.sleep(refused.retry_ms / 1000)
+        return self._asked.spend(no.peer, trio.current_time(), size)
+
+    def _is_excused(
+        self, no: RefusedError, index: int, receipt: Receipt, layer: LayerBytes
+    ) -> bool:
+        """Return whether an honest stage may have to refuse so."""
+        code = no.refused.code
+        if code is Refusal.BAD_REQUEST:  # the stage before may have opened another row than it sent
+            return index > 0
+        cells = layer.cell * receipt.position * (receipt.end - receipt.first)
+        return self._patience.may_refuse(
+            no.peer, code, receipt.numerics, is_long=cells > CELLS_BYTES_COPIED
+        )
+
+    async def _prove(
+        self, evidence: Evidence, index: int, receipt: Receipt, layer: LayerBytes
+    ) -> Audited | str:
         stage, count = evidence.stages[index], receipt.position
-        peer, kept_bytes = stage.hop.peer, sum(map(len, evidence.openings))
-        positions = choose_rows(evidence.nonce, receipt)
+        peer, kept_bytes = stage.hop.peer, _kept_bytes(evidence)
+        positions, layers = choose_rows(evidence.nonce, receipt), receipt.end - receipt.first
+        shown = choose_layers(evidence.nonce, receipt, positions, layer)
+        everything = ShownLayers(0, layers, layers)
+        is_cut = any(each != everything for each in shown)
         signed = stage.signed(count)[count]
-        async with open_cells(self._transport, stage.hop, evidence.terms, signed) as cells:
+        async with open_cells(
+            self._transport, stage.hop, evidence.terms, signed, by_layers=is_cut
+        ) as cells:
+            if is_cut and not cells.by_layers:
+                if _all_bytes(layer, layers, positions) > OPENED_BYTES_MAX:
+                    return "its software opens all of its layers at once, which is too much"
+                shown = [everything] * len(positions)
             asked = {}
             for position in positions:
                 # Not before the stage has signed for its cells: the one before it, which learns the
                 # positions here, could tell it for which rows to invent K and V.
                 opened = await evidence.inputs(index, position, 1)
                 asked[position] = AskedRow(opened.rows, opened.regimes[0])
-            await cells.ask(asked)
-            for position in positions:
+            await cells.ask(asked, dict(zip(positions, shown, strict=True)))
+            keeps = True
+            for position, of_row in zip(positions, shown, strict=True):
                 opening = await cells.next()
                 if not can_be_judged(opening.pledge):
                     return f"what a machine of kind {opening.pledge.machine} computes is unknown"
                 await self._run(check_roots, opening)
-                check_whole(opening)
+                check_shown(opening, of_row.of(layers))
                 verdict = await self._judge.judge(opening)
                 if verdict.fault:
                     if verdict.fault.is_provable:
@@ -156,11 +217,16 @@ class Inspector:
                     text, at = verdict.fault.text(), position
                     return _audited(peer, receipt, AuditVerdict.CHEATED, text, at, blamed=peer)
                 data = encode(opening)
-                if kept_bytes + len(data) <= KEPT_BYTES_MAX:
-                    evidence.openings.append(data)
+                # Where a row's layers begin is known from the rows before it: none is left out.
+                keeps = keeps and kept_bytes + len(data) <= KEPT_BYTES_MAX
+                if keeps:
+                    kept = evidence.openings if of_row == everything else evidence.cut_openings
+                    kept.append(data)
                     kept_bytes += len(data)
-        text = rows_text(len(positions), count)
-        return _audited(peer, receipt, AuditVerdict.PROVED, text)
+        seen, many = rows_seen(shown, layers), len(positions)
+        text = rows_text(many, count, seen / many)
+        found = _audited(peer, receipt, AuditVerdict.PROVED, text)
+        return found if seen == many else evolve(found, seen=seen)
 
     def _accuse(self, evidence: Evidence, opening: OpenedTrace, fault: Fault) -> None:
         pledge, receipt = opening.pledge, opening.receipt
@@ -204,3 +270,13 @@ def _audited(
 ) -> Audited:
     by = (THIS_MACHINE,)
     return Audited(peer, receipt.first, receipt.end, verdict, by, position, blamed, text)
+
+
+def _kept_bytes(evidence: Evidence) -> int:
+    return sum(map(len, (*evidence.openings, *evidence.cut_openings)))
+
+
+def _all_bytes(layer: LayerBytes, layers: int, positions: Sequence[int]) -> int:
+    """Return how many bytes a stage sends that opens all of its layers."""
+    steps = [opened_bytes(layer, layers, at, ShownLayers(0, layers, 0)) for at in positions]
+    return sum(steps) + layers * layer.cell * (positions[-1] + 1)

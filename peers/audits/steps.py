@@ -5,7 +5,7 @@ key's secret numbers.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
@@ -14,6 +14,7 @@ from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.layer_key import LayerKey, LayerShape
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.core.opening import OpenedTrace, decode
+from p2pinfer.core.shown_layers import LayerBytes, bytes_of
 from p2pinfer.core.verdict import Verdict, judge_row
 from p2pinfer.engine.gguf.layer_keys import layer_shape, whole_layer
 from p2pinfer.engine.store.assemble import whole_header
@@ -87,6 +88,11 @@ class StepsJudge:
         verdict: Verdict = await self._run(self._judge, opening, by_layers)
         return verdict
 
+    async def layer_bytes(self, layer: int) -> LayerBytes:
+        """Return how long what a covered layer shows is; raises as ``judge``."""
+        found: LayerBytes = await self._run(self._layer_bytes, layer)
+        return found
+
     async def convicts(self, proof: FraudProof) -> bool | None:
         """Whether a parsed proof with an opening holds; None if it cannot be decided."""
         try:
@@ -120,7 +126,17 @@ class StepsJudge:
         return 0 <= layer < manifest.layers and self._store.held(manifest.part(layer_part(layer)))
 
     def _judge(self, opening: OpenedTrace, by_layers: bool) -> Verdict:
-        numbers = [each.layer for each in opening.layers]
+        keys, shape = self._keys([each.layer for each in opening.layers], by_layers=by_layers)
+        return judge_row(opening, shape, keys)
+
+    def _layer_bytes(self, layer: int) -> LayerBytes:
+        keys, shape = self._keys([layer], by_layers=False)
+        return bytes_of(keys[layer], shape)
+
+    def _keys(
+        self, numbers: Sequence[int], *, by_layers: bool
+    ) -> tuple[dict[int, LayerKey], LayerShape]:
+        """Return what layers are judged with, and their shape."""
         if any(map(self._manifest.is_adapted, numbers)):  # its steps are not a matrix's alone
             raise UnsupportedModel("layers that an adapter changes cannot be proven")
         if self._key is None or not self._key.layers.keys() >= set(numbers):
@@ -133,7 +149,7 @@ class StepsJudge:
             else:
                 tensors, read = part_tensors(self._store, self._manifest, layer_part(layer))
                 keys[layer] = whole_layer(layer, tensors, read)
-        return judge_row(opening, self._key.shape if self._key else self._whole_shape(), keys)
+        return keys, self._key.shape if self._key else self._whole_shape()
 
     def _whole_shape(self) -> LayerShape:
         if self._shape is None:

@@ -48,6 +48,10 @@ HELD_BYTES_MAX: Final = 8 * PAYLOAD_BYTES_MAX
 """Of payloads in memory; beyond that no more are fetched until a round is over."""
 
 
+_LASTING: Final = frozenset({Kind.ACCEPT, Kind.RESULT})
+"""What those who come late may still need of a round."""
+
+
 class Reception(Enum):
     """What to think of something that came in."""
 
@@ -191,6 +195,23 @@ class Board:
         proofs = [said.digest for pair in self.convicted.values() for said in pair]
         return tuple(dict.fromkeys([*self._said, *proofs]))
 
+    def begin(self, number: int, attempt: int, keep: Iterable[Digest]) -> None:
+        """Forget what earlier attempts at a round gave, but for the last one's.
+
+        Others may still be at that one; and what attempts hold never adds up to more than two's.
+
+        Args:
+            number: the round.
+            attempt: the one that begins.
+            keep: payloads that are needed on.
+        """
+        needed = {*keep}
+        for statement, _ in self._said.values():
+            is_recent = (statement.round, statement.attempt + 1) >= (number, attempt)
+            if statement.payload and (is_recent or statement.kind in _LASTING):
+                needed |= {statement.payload.digest, *statement.listed}
+        self.payloads = {each: data for each, data in self.payloads.items() if each in needed}
+
     def finish(self, number: int, keep: Iterable[Digest]) -> None:
         """Forget rounds that are long over, and payloads that no statement names.
 
@@ -208,7 +229,7 @@ class Board:
             del self._joins[place]
         needed = {*keep}
         for statement, _ in self._said.values():
-            if statement.payload and statement.kind in (Kind.ACCEPT, Kind.RESULT):
+            if statement.payload and statement.kind in _LASTING:
                 needed.add(statement.payload.digest)
         self.payloads = {each: data for each, data in self.payloads.items() if each in needed}
         self.wake()

@@ -35,6 +35,7 @@ from scheduler.judging import (
     GroupSum,
     Numbers,
     accepted,
+    is_possible,
     moved,
     shortened,
 )
@@ -122,7 +123,7 @@ class Member:
         if said.author == self._me or not said.payload or not self._has_size(said):
             return []
         if said.kind is Kind.RESULT:
-            return [said.payload]
+            return [said.payload] if round_.speaks_for_its_group(said) else []
         if said.group != round_.group or said.author not in round_.own_group:
             return []
         if said.kind is Kind.KEYS:
@@ -151,9 +152,10 @@ class Member:
         """Take part in an attempt; return where the model is then, or why nothing came of it."""
         board, now_s = self._board, trio.current_time
         round_ = self._round = Round(
-            self._task, self._me, number, attempt, head.digest, head.members, now_s()
+            self._task, self._me, number, attempt, head.digest, head.members, now_s(), head.drawn
         )
         self._mine = _Attempt(self._draw(32))
+        board.begin(number, attempt, [head.digest])
         phase = None
         while True:
             if await self._feed(round_):
@@ -192,6 +194,8 @@ class Member:
                 continue
             if any(each.digest not in self._board.payloads for each in self.wants(said)):
                 continue
+            if said.kind is Kind.RESULT and not round_.speaks_for_its_group(said):
+                continue  # or the groups are not drawn here yet
             if said.kind is Kind.KEYS and said.author != self._me:
                 if not mine.met or said.on != round_.chosen.get(Kind.MEET):
                     continue
@@ -357,9 +361,7 @@ class Member:
 
     async def _open(self, round_: Round) -> bytes:
         group, held = round_.own_group, self._board.payloads
-        shares = {}
-        for author, payload in round_.shares().items():
-            shares[group.index(author)] = held[payload.digest]
+        shares = {group.index(who): held[each.digest] for who, each in round_.shares().items()}
         found = await self._run(self._sums.open, shares)
         most = UPDATE_MAX * len(round_.listed(Kind.SUM))
         if np.abs(found).max(initial=0) > most:
@@ -398,9 +400,9 @@ class Member:
         """Return the groups' sums that are here, by their hashes."""
         found: dict[Digest, GroupSum] = {}
         for _, (payload, updates) in sorted(round_.results().items()):
-            numbers = self._numbers(payload.digest)
-            if np.abs(numbers).max(initial=0) <= UPDATE_MAX * updates:
-                found[payload.digest] = GroupSum(numbers, updates)
+            total = GroupSum(self._numbers(payload.digest), updates)
+            if is_possible(total, self._task.clip):
+                found[payload.digest] = total
         return found
 
     def _numbers(self, digest: Digest) -> Numbers:
@@ -452,7 +454,7 @@ class Member:
                 f" what they taught makes {child[:12]}… here: is the base model the same?"
             )
         report = self._report(head, outcome)
-        new = Head(outcome.round, numbers, child, report.members)
+        new = Head(outcome.round, numbers, child, report.members, outcome.members)
         if self._events.on_round:
             await self._events.on_round(report, new)
         board.finish(outcome.round, [outcome.numbers.digest])

@@ -48,6 +48,8 @@ class Head:
     child: ModelId | None = None
     members: tuple[PeerId, ...] = ()
     """Those who took part, as far as is known."""
+    drawn: tuple[PeerId, ...] = ()
+    """Those who were drawn, as more than half of them accept."""
 
     @property
     def payload(self) -> bytes:

@@ -13,8 +13,8 @@ from attrs import frozen
 from blake3 import blake3
 
 from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError
+from p2pinfer.core.kv_root import LAST_TAIL, KvStatement, kv_root
 from p2pinfer.core.kv_root import SIGNED_AS as CELLS_SIGNED_AS
-from p2pinfer.core.kv_root import KvStatement, kv_root
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.opening import (
     OPENED_BYTES_MAX,
@@ -25,17 +25,30 @@ from p2pinfer.core.opening import (
     OpenedTrace,
     Pledge,
 )
-from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
+from p2pinfer.core.proving import (
+    AskCells,
+    AskLayers,
+    AskSteps,
+    CellRows,
+    CellsAre,
+    PledgeIs,
+    StepsAre,
+)
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.regimes import Regime
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.wire import encode
-from peers.receipts.prover import OPENING_S_MAX, OPENINGS, TURN_S_MAX
+from peers.receipts.prover import LAYERS_OPENINGS, OPENING_S_MAX, OPENINGS, TURN_S_MAX
 from peers.steps.messaging import receive, send
 from transports.base import Channel, Transport
 from transports.identity import verify
 
 CELLS_S_MAX: Final = TURN_S_MAX + OPENING_S_MAX
 """For a stage to sign for its cells: it may have others to serve first."""
+
+
+class OpensTooLate(PeerUnavailable):
+    """A stage took longer for its rows than anybody waits."""
 
 
 @frozen
@@ -55,25 +68,40 @@ class CommittedCells:
         terms: of the session.
         receipt: what the cells belong to.
         said: the stage's answer, checked.
+        by_layers: it opens the layers that are named; otherwise all of them.
     """
 
     def __init__(
-        self, channel: Channel, hop: Hop, terms: Terms, receipt: Signed, said: CellsAre
+        self,
+        channel: Channel,
+        hop: Hop,
+        terms: Terms,
+        receipt: Signed,
+        said: CellsAre,
+        *,
+        by_layers: bool = False,
     ) -> None:
+        self.by_layers = by_layers
         self.hop, self.statement = hop, said.signed
         self._channel, self._terms, self._receipt = channel, terms, receipt
         self._roots = said.layers
         self._asked: dict[int, AskedRow] = {}
         self._pledges: dict[int, tuple[Pledge, PledgeIs]] = {}
         layers = hop.end - hop.first
+        self._whole = ShownLayers(0, layers, layers)
+        self._shown: dict[int, ShownLayers] = {}
         self._cells = [_LayerCells() for _ in range(layers)]
         self._bytes_left = OPENED_BYTES_MAX
 
-    async def ask(self, rows: Mapping[int, AskedRow]) -> None:
+    async def ask(
+        self, rows: Mapping[int, AskedRow], shown: Mapping[int, ShownLayers] | None = None
+    ) -> None:
         """Name the positions, once, and wait until the stage has signed for all their steps.
 
         Args:
             rows: by position; at most ``PROVEN_ROWS_MAX``.
+            shown: the layers to open of each, which are named only then; all of them unless the
+                stage opens ``by_layers``.
 
         Raises:
             PeerError: the stage refused, is gone, or did something else.
@@ -88,20 +116,27 @@ class CommittedCells:
             for position in self._asked:
                 said = await receive(self._channel, PledgeIs)
                 self._pledges[position] = self._read(position, said), said
+        if self.by_layers:
+            self._shown = {at: (shown or {}).get(at, self._whole) for at in self._asked}
+            await send(self._channel, AskLayers(tuple(self._shown.values())))
 
     async def next(self) -> OpenedTrace:
         """Return the opening of the next position, in ascending order; raises as ``ask``."""
         position = next(iter(self._pledges))
         pledge, said = self._pledges.pop(position)
         with _in_time(self.hop):
+            shown = self._shown.get(position, self._whole).of(len(self._cells))
             layers = tuple(
-                [await self._layer(number, position) for number in range(len(self._cells))]
+                [
+                    await self._layer(number, position, with_cells=with_cells)
+                    for number, with_cells in shown.items()
+                ]
             )
         try:
             row = OpenedRow(
                 self._asked[position].row, said.received_path, said.sent, said.sent_path
             )
-            leaves = tuple(each.leaf() for each in layers)
+            leaves = said.leaves or tuple(each.leaf() for each in layers)
             return OpenedTrace(pledge, said.signature, row, leaves, self._roots, layers)
         except ValueError as error:
             raise self._blame(str(error)) from error
@@ -124,8 +159,9 @@ class CommittedCells:
             raise self._blame("it did not sign its pledge")
         return pledge
 
-    async def _layer(self, number: int, position: int) -> OpenedLayer:
-        cells = self._cells[number]
+    async def _layer(self, number: int, position: int, *, with_cells: bool) -> OpenedLayer:
+        cells = self._cells[number] if with_cells else _LayerCells()
+        shown = position + 1 if with_cells else 0
         while True:
             said = await receive(self._channel, CellRows, StepsAre)
             if said.layer != number:
@@ -135,13 +171,14 @@ class CommittedCells:
                 raise self._blame(f"it opened more than {OPENED_BYTES_MAX} bytes")
             if isinstance(said, StepsAre):
                 break
-            if not cells.is_even or cells.count > position + 1:
+            if not cells.is_even or cells.count > shown:
                 raise self._blame("it opened other K and V rows")
-        if cells.count != position + 1 or said.position != position:
+        if cells.count != shown or said.position != position:
             raise self._blame("it opened another position")
         layer = self.hop.first + number
         try:
-            return OpenedLayer(layer, said.given, said.steps, cells.keys, cells.values, said.tail)
+            tail = said.tail if with_cells else LAST_TAIL
+            return OpenedLayer(layer, said.given, said.steps, cells.keys, cells.values, tail)
         except ValueError as error:
             raise self._blame(str(error)) from error
 
@@ -182,7 +219,7 @@ class _LayerCells:
 
 @asynccontextmanager
 async def open_cells(
-    transport: Transport, hop: Hop, terms: Terms, receipt: Signed
+    transport: Transport, hop: Hop, terms: Terms, receipt: Signed, *, by_layers: bool = False
 ) -> AsyncIterator[CommittedCells]:
     """Have a stage sign for its K and V rows, and then open rows of them while the block lasts.
 
@@ -191,15 +228,17 @@ async def open_cells(
         hop: the stage, and the layers that it ran.
         terms: of the session, which must still be open there.
         receipt: the stage's own, checked; it covers the rows that may be opened.
+        by_layers: some of its layers will be named. A stage of before opens all of them.
 
     Raises:
-        PeerUnavailable: it cannot be reached, takes too long, or knows no openings.
+        PeerUnavailable: it cannot be reached, or knows no openings.
+        OpensTooLate: it takes too long.
         RefusedError: it says why not, and when to come back.
         RemoteProtocolError: it did not sign for what it was asked.
     """
     with _in_time(hop):
         asked = encode(AskCells(terms.session, receipt))
-        channel = await transport.open(hop.peer, OPENINGS, hop.addresses, first=asked)
+        channel, by_layers = await _open(transport, hop, asked, by_layers=by_layers)
     try:
         with _in_time(hop):
             said = await receive(channel, CellsAre)
@@ -211,9 +250,21 @@ async def open_cells(
         is_signed = verify(hop.peer, signed, said.signed.signature)
         if not is_whole or statement != expected or not is_signed:
             raise RemoteProtocolError(hop.peer, "it did not sign for its K and V rows")
-        yield CommittedCells(channel, hop, terms, receipt, said)
+        yield CommittedCells(channel, hop, terms, receipt, said, by_layers=by_layers)
     finally:
         channel.abort()
+
+
+async def _open(
+    transport: Transport, hop: Hop, asked: bytes, *, by_layers: bool
+) -> tuple[Channel, bool]:
+    """Open a channel, of the kind that names layers if the stage knows it; return whether so."""
+    if by_layers:
+        try:
+            return await transport.open(hop.peer, LAYERS_OPENINGS, hop.addresses, first=asked), True
+        except PeerUnavailable:  # if it is away, that shows once more
+            pass
+    return await transport.open(hop.peer, OPENINGS, hop.addresses, first=asked), False
 
 
 @contextmanager
@@ -222,7 +273,7 @@ def _in_time(hop: Hop) -> Iterator[None]:
         with trio.fail_after(CELLS_S_MAX):
             yield
     except trio.TooSlowError:
-        raise PeerUnavailable(hop.peer, "it took too long to open its rows") from None
+        raise OpensTooLate(hop.peer, "it took too long to open its rows") from None
 
 
 def _size(said: StepsAre) -> int:

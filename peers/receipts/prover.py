@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from p2pinfer.core.opening import PLEDGED_AS, Pledge, layer_leaf, trace_root
 from p2pinfer.core.proving import (
     CELLS_BYTES_MAX,
     AskCells,
+    AskLayers,
     AskSteps,
     CellRows,
     CellsAre,
@@ -33,6 +35,7 @@ from p2pinfer.core.proving import (
     StepsAre,
 )
 from p2pinfer.core.receipts import SIGNED_AS, BadReceipt, Receipt, Signed
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import CannotCopy, CellsCopy, EngineBusy
 from peers.receipts.signer import ReceiptSigner, SessionRecord, terms_of
@@ -45,6 +48,8 @@ from transports.identity import verify
 _log = logging.getLogger("p2pinfer.openings")
 
 OPENINGS: Final = "openings"
+LAYERS_OPENINGS: Final = "openings-2"
+"""The same, but the asker says of which layers; peers of before know only the first."""
 
 OPENING_S_MAX: Final = 60.0
 """For a channel as a whole, once its turn has come. A stage that is never idle traces its rows in
@@ -70,6 +75,10 @@ ten layers of the default model count 94 MB."""
 ALL_BYTES_MAX: Final = 8 * PEER_BYTES_MAX
 ALL_BYTES_PER_S: Final = 15 * PEER_BYTES_PER_S
 """Of cells shown to anybody: each byte is read, hashed and sent."""
+
+READS_AT_ONCE: Final = 8
+"""Layers whose cells are asked of an engine together: each answer waits for a decode of others, and
+forty in a row took a busy stage longer than a minute."""
 
 RETRY_MS: Final = 15_000
 """When to come back: few channels take longer."""
@@ -128,15 +137,16 @@ class Prover:
 
     def listen(self) -> None:
         """Answer requesters from now on."""
-        self._transport.handle(OPENINGS, self._serve)
+        self._transport.handle(OPENINGS, partial(self._serve, by_layers=False))
+        self._transport.handle(LAYERS_OPENINGS, partial(self._serve, by_layers=True))
 
-    async def _serve(self, channel: Channel) -> None:
+    async def _serve(self, channel: Channel, *, by_layers: bool) -> None:
         try:
             with trio.fail_after(ASKED_S_MAX):
                 asked = await receive(channel, AskCells)
             async with self._let_in(channel.remote):
                 with trio.fail_after(OPENING_S_MAX):
-                    await self._show(channel, asked)
+                    await self._show(channel, asked, by_layers=by_layers)
         except ChannelClosed:
             pass  # the requester has left
         except RemoteProtocolError as error:
@@ -171,7 +181,7 @@ class Prover:
         finally:
             self._askers.remove(peer)
 
-    async def _show(self, channel: Channel, asked: AskCells) -> None:
+    async def _show(self, channel: Channel, asked: AskCells, *, by_layers: bool) -> None:
         """Sign for the cells, and open the rows that the requester names then."""
         record = self._signer.find(asked.session, channel.remote)
         if record is None:
@@ -185,7 +195,7 @@ class Prover:
             await send(channel, CellsAre(shown.statement, tuple(c[0] for c in shown.chains)))
             with trio.fail_after(ASKED_S_MAX):
                 steps = await receive(channel, AskSteps)
-            await self._open(channel, shown, steps)
+            await self._open(channel, shown, steps, by_layers=by_layers)
         finally:
             copy.close()
 
@@ -231,37 +241,45 @@ class Prover:
     async def _commit(
         self, record: SessionRecord, receipt: Signed, said: Receipt, copy: CellsCopy
     ) -> ShownCells:
-        chains = []
-        for layer in range(said.end - said.first):
-            keys, values = await copy.read(layer, 0, said.position)
-            chains.append(await self._in_thread(tails, keys, values, said.position))
+        chains: list[list[bytes]] = []
+        layers = said.end - said.first
+        for at in range(0, layers, READS_AT_ONCE):
+            some = range(at, min(at + READS_AT_ONCE, layers))
+            cells = await _read(copy, [(layer, 0, said.position) for layer in some])
+            chains += [await self._in_thread(tails, *each, said.position) for each in cells]
         root = kv_root(said.position, [chain[0] for chain in chains])
         body = KvStatement(blake3(receipt.body).digest(), root).body()
         statement = SignedKv(body, record.seat.sign(CELLS_SIGNED_AS + body))
         return ShownCells(record, receipt, said, copy, chains, statement)
 
-    async def _open(self, channel: Channel, shown: ShownCells, asked: AskSteps) -> None:
+    async def _open(
+        self, channel: Channel, shown: ShownCells, asked: AskSteps, *, by_layers: bool
+    ) -> None:
         given = list(self._check(channel.remote, shown, asked))
         rows = []
         for position, row in given:
             again = await self.run(shown, position, row)
             rows.append(again)
-            await send(channel, self._pledge(shown, again))
-        sent = 0
-        for again in rows:
-            for layer in range(shown.said.end - shown.said.first):
-                await _send_cells(channel, shown.copy, layer, sent, again.position + 1)
-                await send(
-                    channel,
-                    StepsAre(
-                        again.position,
-                        layer,
-                        again.inputs[layer],
-                        tuple(again.steps[layer]),
-                        shown.chains[layer][again.position + 1],
-                    ),
-                )
-            sent = again.position + 1
+            await send(channel, self._pledge(shown, again, by_layers=by_layers))
+        layers = shown.said.end - shown.said.first
+        wanted = [ShownLayers(0, layers, layers).of(layers) for _ in rows]
+        if by_layers:
+            wanted = await _wanted(channel, layers, len(rows))
+        sent = [0] * layers
+        for again, of_row in zip(rows, wanted, strict=True):
+            position = again.position
+            of_layers = list(of_row.items())
+            for at in range(0, len(of_layers), READS_AT_ONCE):
+                some = of_layers[at : at + READS_AT_ONCE]
+                due = [(layer, sent[layer], position + 1) for layer, has_cells in some if has_cells]
+                cells = iter(await _read(shown.copy, due))
+                for layer, has_cells in some:
+                    if has_cells:
+                        await _send_cells(channel, layer, position + 1 - sent[layer], *next(cells))
+                        sent[layer] = position + 1
+                    steps = again.inputs[layer], tuple(again.steps[layer])
+                    tail = shown.chains[layer][position + 1]
+                    await send(channel, StepsAre(position, layer, *steps, tail))
 
     def _check(
         self, peer: PeerId, shown: ShownCells, asked: AskSteps
@@ -297,7 +315,7 @@ class Prover:
         inputs = [row, *(found[layer, Traced.OUT] for layer in layers)][:-1]
         return RowAgain(position, inputs, steps)
 
-    def _pledge(self, shown: ShownCells, row: RowAgain) -> PledgeIs:
+    def _pledge(self, shown: ShownCells, row: RowAgain, *, by_layers: bool) -> PledgeIs:
         """Sign for a row's steps.
 
         Raises:
@@ -307,7 +325,7 @@ class Prover:
         self._check_held(record, said)
         received, sent = record.witness.received, record.witness.sent
         regime, came_out = received.regime(position), self.came_out(record, row)
-        leaves = [layer_leaf(*each) for each in zip(row.inputs, row.steps, strict=True)]
+        leaves = tuple(layer_leaf(*each) for each in zip(row.inputs, row.steps, strict=True))
         body = Pledge(
             terms_of(record.opened),
             self._transport.peer_id,
@@ -326,6 +344,7 @@ class Prover:
             received.tree.path(position, said.position),
             came_out,
             sent.tree.path(position, said.position),
+            leaves if by_layers else (),
         )
 
     def came_out(self, record: SessionRecord, row: RowAgain) -> bytes:
@@ -357,10 +376,50 @@ def own_limits() -> RateLimits:
     return RateLimits(PEER_BYTES_MAX, 0.9 * PEER_BYTES_PER_S)  # a stage counts a little later
 
 
-async def _send_cells(channel: Channel, copy: CellsCopy, layer: int, first: int, end: int) -> None:
+async def _wanted(channel: Channel, layers: int, rows: int) -> list[dict[int, bool]]:
+    """Return of each row the layers that the requester names, and which of them show K and V.
+
+    Raises:
+        RemoteProtocolError: they are not the stage's.
+    """
+    with trio.fail_after(ASKED_S_MAX):
+        asked = await receive(channel, AskLayers)
+    try:
+        wanted = [each.of(layers) for each in asked.shown]
+    except ValueError as error:
+        raise RemoteProtocolError(channel.remote, str(error)) from error
+    if len(wanted) != rows:
+        raise RemoteProtocolError(channel.remote, "it names layers of other rows")
+    return wanted
+
+
+async def _read(
+    copy: CellsCopy, wanted: Sequence[tuple[int, int, int]]
+) -> list[tuple[bytes, bytes]]:
+    """Read the cells of several layers, from a position to another, in one turn of the engine.
+
+    Raises:
+        EngineError: as ``CellsCopy.read``.
+    """
+    found: dict[int, tuple[bytes, bytes]] = {}
+    failed: list[EngineError] = []
+
+    async def read(number: int, layer: int, first: int, end: int) -> None:
+        try:
+            found[number] = await copy.read(layer, first, end)
+        except EngineError as error:
+            failed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number, each in enumerate(wanted):
+            nursery.start_soon(read, number, *each)
+    if failed:
+        raise failed[0]
+    return [found[number] for number in range(len(wanted))]
+
+
+async def _send_cells(channel: Channel, layer: int, count: int, keys: bytes, values: bytes) -> None:
     """Send K and V rows, in messages that hold as many as they may."""
-    keys, values = await copy.read(layer, first, end)
-    count = end - first
     wide, deep = len(keys) // count, len(values) // count
     step = max(CELLS_BYTES_MAX // max(wide, deep), 1)
     for at in range(0, count, step):

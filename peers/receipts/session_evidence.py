@@ -57,6 +57,8 @@ class Evidence:
         """Entered while all stages are needed, although no step is under way; the chain sets it."""
         self.openings: list[bytes] = []
         """What stages opened when the answer was examined last, and was found true."""
+        self.cut_openings: list[bytes] = []
+        """The same, where not all layers are shown."""
 
     def follow(self, route: Sequence[Hop]) -> None:
         """Follow the stages of a route from now on; those already followed are kept."""
@@ -164,6 +166,7 @@ class Evidence:
             stages,
             trust.audits,
             tuple(self.openings),
+            tuple(self.cut_openings),
         ).body()
         return body + sign(to_sign(body))
 

@@ -115,6 +115,7 @@ class _Peeked:
         self.send, self.send_now = channel.send, channel.send_now
         self.close, self.abort = channel.close, channel.abort
         self.receive: Callable[[], Coroutine[Any, Any, bytes]] = self._receive_first
+        self.receive_each = channel.receive_each  # after the first, which is awaited
         self._channel, self._first = channel, first
 
     async def _receive_first(self) -> bytes:

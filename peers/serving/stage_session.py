@@ -50,7 +50,8 @@ from p2pinfer.engine.base import Decoded, EngineSession, Superseded
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
 from peers.steps.limits import CONNECT_S_MAX, ROW_TYPE
-from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, send
+from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, receive_each, send
+from peers.steps.numbers import all_finite
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
 
@@ -339,8 +340,8 @@ class StageSession:
             try:
                 await send(channel, Linked())
                 while not self.over.is_set():
-                    self.submit(channel, await receive(channel, Step))
-                    while len(self._submitted) + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
+                    await receive_each(channel, partial(self._take, channel, scope), Step)
+                    while not self._has_room():
                         await self._outbox.wait_moved()
             except ChannelClosed:
                 pass  # the requester will find a replacement
@@ -356,6 +357,16 @@ class StageSession:
                 if self._inlet is scope:
                     self._has_inlet = False
                     self._note_links()
+
+    def _take(self, channel: Channel, scope: trio.CancelScope, step: Step) -> bool:
+        """Submit a step in the same call in which it comes; return whether another has room."""
+        if scope.cancel_called:
+            return False  # the task that waits for steps is about to end
+        self.submit(channel, step)
+        return self._has_room()
+
+    def _has_room(self) -> bool:
+        return len(self._submitted) + self._outbox.unsent < STEPS_IN_FLIGHT_MAX
 
     async def _accuse(self, channel: Channel, error: RemoteProtocolError) -> None:
         """Report a peer's protocol error to the requester; if the requester made it, end."""
@@ -438,7 +449,7 @@ class StageSession:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
             raise RemoteProtocolError(channel.remote, "a step's rows do not have the model's width")
-        if not np.isfinite(np.frombuffer(step.rows, ROW_TYPE)).all():
+        if not all_finite(step.rows):
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         self._received, self._length = step.number, step.position + step.count
         self._active_at = trio.current_time()

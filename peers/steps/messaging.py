@@ -1,5 +1,6 @@
 """Messages over channels: encode and send, receive and check."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Never, TypeVar, overload
 
@@ -64,7 +65,21 @@ async def receive(channel: Channel, *due: type[Any]) -> Any:
         RemoteProtocolError: it sent something else.
         ChannelClosed: it closed the channel, or is gone.
     """
-    data = await channel.receive()
+    return _judged(channel, await channel.receive(), due)
+
+
+async def receive_each(channel: Channel, take: Callable[[M], bool], due: type[M]) -> None:
+    """Give each message to ``take``, as ``Channel.receive_each``, until that returns False.
+
+    Raises:
+        RefusedError, RemoteProtocolError, ChannelClosed: as ``receive``.
+        Exception: whatever ``take`` raised.
+    """
+    await channel.receive_each(lambda data: take(_judged(channel, data, (due,))))
+
+
+def _judged(channel: Channel, data: bytes, due: tuple[type[Any], ...]) -> Any:
+    """Return the message that came over a channel; raises as ``receive``."""
     try:
         message = decode(data, *due, Refused)
     except BadMessage as error:

@@ -127,6 +127,28 @@ def test_find(model: Command, fake: FakeHub, home: Path) -> None:
     assert lines[2].endswith(broken["refused"])
 
 
+def test_a_name_without_hf_gets_a_hint(model: Command, fake: FakeHub) -> None:
+    """And so does what is no name at all, or a repository that has other files alone."""
+    assert model("add", "owner/Toy-GGUF") == 2
+    assert "or hf:owner/Toy-GGUF for a model on Hugging Face" in model.err
+    assert model("add", "toy") == 2
+    assert "what is here: p2pinfer model list, and p2pinfer model find" in model.err
+    fake.repositories["owner/Toy"] = {"model.safetensors": b"weights"}
+    assert model("add", "hf:owner/Toy") == 2
+    assert model.err.endswith("with a similar name there are: hf:owner/Toy-GGUF\n")
+
+
+def test_a_file_names_the_model_that_was_made_of_it(model: Command, home: Path) -> None:
+    """For commands about what is here, too."""
+    path = write_toy(home / "toy.gguf")
+    assert model("show", str(path)) == 2
+    assert (
+        model.err == f"p2pinfer: {path} was not added yet; to add it: p2pinfer model add {path}\n"
+    )
+    assert model("add", str(path)) == 0
+    assert model("show", str(path)) == 0
+
+
 def test_suggest(model: Command, fake: FakeHub) -> None:
     """Models that are here come from their headers, others from the table."""
     assert model("suggest", "--memory", "8GiB", "--peers", "6") == 0
@@ -153,3 +175,5 @@ def test_suggest(model: Command, fake: FakeHub) -> None:
     assert others[-1]["title"] == "DeepSeek R1"
     assert others[-1]["peers_min"] is None
     assert model("suggest", "--peers", "0") == 2
+    assert model("suggest", "--memory", "8") == 2
+    assert model.err == "p2pinfer: --memory 8 lacks its unit: write 8GiB, for example\n"

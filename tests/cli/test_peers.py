@@ -252,13 +252,15 @@ def test_public_addresses_are_recognised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2GiB", 2 << 30), ("500MB", 500 * 10**6), ("1.5g", 1_500_000_000), ("7", 7)]
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("500MB", 500 * 10**6), ("1.5g", 1_500_000_000), ("7000000", 7_000_000)],
 )
 def test_sizes_are_parsed_as_people_write_them(text: str, size: int) -> None:
     """In powers of ten or of two, with or without the B."""
     assert parse_bytes("memory", text) == size
     assert parse_bytes("memory", None) is None
-    for nonsense in ("", "GiB", "-1", "2 furlongs", "i"):
+    assert parse_bytes("memory", "0") == 0
+    for nonsense in ("", "GiB", "-1", "2 furlongs", "i", "8"):
         with pytest.raises(UserError, match="--memory"):
             parse_bytes("memory", nonsense)
 

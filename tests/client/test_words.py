@@ -86,6 +86,18 @@ def test_page_and_terminal_are_whole_in_spanish() -> None:
         assert sorted(re.findall(places, english)) == sorted(re.findall(places, spanish)), english
 
 
+def test_what_a_conversation_refuses_is_said_in_spanish() -> None:
+    """Each error of the terminal's commands, whatever it is about."""
+    source = files("p2pinfer.cli").joinpath("repl.py").read_text("utf-8")
+    errors = re.findall(r'UserError\(f?"([^"]+)"', source)
+    assert len(errors) > 10
+    for error in errors:
+        said = re.sub(r"{[^}]+}", "x", error)
+        assert words_of("es")(said) != said, said
+        for part in words_of("es")(said).split("; "):
+            assert part not in said, part
+
+
 PEER = PeerId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 
 
@@ -109,6 +121,8 @@ def test_what_was_checked_is_said_in_spanish(rate: float, audits: tuple[AuditVer
 
 def test_what_the_table_lacks_stays_english() -> None:
     """A text of a later release is shown as it is, and values keep what they are."""
+    probing = "probing this machine's own layers, 0:1 and 6:7 for settings that are fast and exact"
+    assert words_of("es")(f"{probing} (once on this machine) …").startswith("probando las capas")
     assert (
         words_of("es")("an unheard-of sentence of 7 words") == "an unheard-of sentence of 7 words"
     )

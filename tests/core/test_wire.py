@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import msgpack
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,7 @@ from p2pinfer.core.proving import (
     PROVEN_ROWS_MAX,
     STEP_BYTES_MAX,
     AskCells,
+    AskLayers,
     AskSteps,
     CellRows,
     CellsAre,
@@ -84,6 +86,7 @@ from p2pinfer.core.proving import (
     StepsAre,
 )
 from p2pinfer.core.receipts import BODY_BYTES, Signed
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.statement import STATEMENTS_MAX, WORK_MAX
 from p2pinfer.core.storage import NO_PLAN, SPACE_BYTES_MAX, AskKept, AskPlan, KeptIs, PlanIs
 from p2pinfer.core.stripes import PLAN_BYTES_MAX
@@ -207,12 +210,21 @@ messages = st.one_of(
     ),
     st.builds(AskSteps, st.just((0, 9)), st.binary(min_size=2, max_size=300)),
     st.builds(
+        AskLayers,
+        st.lists(
+            st.builds(ShownLayers, st.integers(0, 99), st.integers(9, 12), st.integers(0, 9)),
+            min_size=1,
+            max_size=PROVEN_ROWS_MAX,
+        ).map(tuple),
+    ),
+    st.builds(
         PledgeIs,
         positions,
         st.binary(min_size=1, max_size=300),
         st.binary(min_size=64, max_size=64),
         st.lists(hashes, max_size=3).map(tuple),
         st.binary(min_size=2, max_size=300),
+        st.lists(hashes, max_size=3).map(tuple),
         st.lists(hashes, max_size=3).map(tuple),
     ),
     st.builds(CellRows, layers_within, sizes, some_bytes, some_bytes),
@@ -406,6 +418,11 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("AskSteps", 0, list(range(PROVEN_ROWS_MAX + 1)), id="too many positions"),
         pytest.param("AskSteps", 0, [7, 7], id="a position twice"),
         pytest.param("AskSteps", 0, [POSITIONS_MAX], id="position to open too high"),
+        pytest.param("AskLayers", 0, [], id="layers of no rows"),
+        pytest.param("AskLayers", 0, [[0, 1, 1]] * (PROVEN_ROWS_MAX + 1), id="of too many rows"),
+        pytest.param("AskLayers", 0, [[0, 0, 0]], id="no layers to open"),
+        pytest.param("AskLayers", 0, [[0, 1, 2]], id="K and V without steps"),
+        pytest.param("AskLayers", 0, [[LAYERS_MAX, 1, 1]], id="a layer that no model has"),
         pytest.param("PledgeIs", 1, bytes(PLEDGE_BYTES_MAX + 1), id="pledge too long"),
         pytest.param("PledgeIs", 3, [bytes(32)] * 47, id="path too long"),
         pytest.param("CellRows", 2, bytes(CELLS_BYTES_MAX + 1), id="too many K rows"),
@@ -438,3 +455,10 @@ def test_invalid_messages_cannot_be_built() -> None:
         Open(SESSION, MODEL, PEER, PEER, 1, 10, 0)
     with pytest.raises(ValueError, match="text"):
         Refused(Refusal.BUSY, "n" * (TEXT_CHARS_MAX + 1), PEER)
+
+
+def test_a_pledge_says_no_more_to_those_of_before() -> None:
+    """They ask for all layers, and would reject the leaves."""
+    said = PledgeIs(7, b"pledge", bytes(64), (bytes(32),), b"row", ())
+    assert len(msgpack.unpackb(encode(said))) == 7
+    assert len(msgpack.unpackb(encode(evolve(said, leaves=(bytes(32),))))) == 8

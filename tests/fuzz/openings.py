@@ -5,7 +5,7 @@ under a mock clock: what one side waits for in vain costs nothing.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -19,12 +19,21 @@ from p2pinfer.core.errors import ChannelClosed, PeerError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop, Open, Refused
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed
-from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
+from p2pinfer.core.proving import (
+    AskCells,
+    AskLayers,
+    AskSteps,
+    CellRows,
+    CellsAre,
+    PledgeIs,
+    StepsAre,
+)
 from p2pinfer.core.receipts import Signed, Terms, seal_of
 from p2pinfer.core.regimes import Regime
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.wire import decode, encode
 from peers.receipts.openings import AskedRow, open_cells
-from peers.receipts.prover import OPENINGS, Prover
+from peers.receipts.prover import LAYERS_OPENINGS, OPENINGS, Prover
 from peers.receipts.signer import ReceiptSigner, SessionRecord, terms_of
 from peers.steps.history import Budget, History
 from tests.fuzz.damage import damage, packed
@@ -36,8 +45,13 @@ from transports.identity import Identity, verify
 STAGE, ASKER = Identity(b"s" * 32), Identity(b"a" * 32)
 FIRST, END, COUNT = 1, 3, 9
 POSITIONS = (2, 7)
+SHOWN = (ShownLayers(1, 2, 1), ShownLayers(0, 1, 0))
+"""In conversations that name layers."""
 ROWS = Random(1).randbytes(COUNT * ROW_BYTES).replace(b"\x7f", b"\x3f").replace(b"\xff", b"\xbf")
 ANSWERS = (CellsAre, PledgeIs, CellRows, StepsAre, Refused)
+
+_NAMING = 0.5
+"""The share of conversations in which layers are named."""
 
 SENT_BYTES_MAX = 100_000
 """By a stage of two layers, whatever it is asked: what it opens has 3,000."""
@@ -107,14 +121,16 @@ def _row(position: int) -> bytes:
     return ROWS[position * ROW_BYTES : (position + 1) * ROW_BYTES]
 
 
-async def _serve(script: Sequence[bytes]) -> tuple[list[bytes], FakeStage]:
+async def _serve(
+    script: Sequence[bytes], protocol: str = OPENINGS
+) -> tuple[list[bytes], FakeStage]:
     """Have a stage answer; returns what it said."""
     channel = _Scripted(ASKER.peer_id, script)
     transport: Any = _ScriptedTransport(STAGE.peer_id, channel)
     signer, engine = ReceiptSigner(transport, STAGE.sign), FakeStage(FIRST, END)
     await _record(signer, engine)
     Prover(transport, signer, "x86_64", hashing).listen()
-    await transport.handlers[OPENINGS](channel)
+    await transport.handlers[protocol](channel)
     return channel.sent, engine
 
 
@@ -124,16 +140,19 @@ async def _receipt() -> Signed:
     return record.witness.sign(record.seat, COUNT)
 
 
-async def _ask(script: Sequence[bytes], receipt: Signed) -> list[OpenedTrace]:
+async def _ask(
+    script: Sequence[bytes], receipt: Signed, *, by_layers: bool = False
+) -> list[OpenedTrace]:
     """Ask a stage that gives those answers."""
     transport: Any = _ScriptedTransport(ASKER.peer_id, _Scripted(STAGE.peer_id, script))
-    async with open_cells(transport, HOP, TERMS, receipt) as cells:
-        await cells.ask({at: AskedRow(_row(at), Regime.WIDE) for at in POSITIONS})
+    async with open_cells(transport, HOP, TERMS, receipt, by_layers=by_layers) as cells:
+        rows = {at: AskedRow(_row(at), Regime.WIDE) for at in POSITIONS}
+        await cells.ask(rows, dict(zip(POSITIONS, SHOWN, strict=True)))
         return [await cells.next() for _ in POSITIONS]
 
 
-def _run(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    return trio.run(function, *args, clock=MockClock(autojump_threshold=0))
+def _run(function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
+    return trio.run(partial(function, *args, **named), clock=MockClock(autojump_threshold=0))
 
 
 @frozen
@@ -147,17 +166,19 @@ class Honest:
 
 
 @cache
-def honest() -> Honest:
+def honest(*, by_layers: bool = False) -> Honest:
     """Return a true conversation."""
     receipt = _run(_receipt)
     rows = b"".join(map(_row, POSITIONS))
-    questions = encode(AskCells(OPENED.session, receipt)), encode(AskSteps(POSITIONS, rows))
-    answers, _ = _run(_serve, questions)
-    openings = _run(_ask, answers, receipt)
+    questions = [encode(AskCells(OPENED.session, receipt)), encode(AskSteps(POSITIONS, rows))]
+    if by_layers:
+        questions.append(encode(AskLayers(SHOWN)))
+    answers, _ = _run(_serve, questions, LAYERS_OPENINGS if by_layers else OPENINGS)
+    openings = _run(_ask, answers, receipt, by_layers=by_layers)
     for each in openings:
         check_signed(each, verify)
         check_roots(each)
-    return Honest(receipt, questions, tuple(answers), tuple(openings))
+    return Honest(receipt, tuple(questions), tuple(answers), tuple(openings))
 
 
 def _changed(chance: Random, script: Sequence[bytes]) -> list[bytes]:
@@ -185,12 +206,17 @@ def _changed(chance: Random, script: Sequence[bytes]) -> list[bytes]:
 
 def make_questions(chance: Random) -> list[bytes]:
     """Make what a lying asker says."""
-    return _changed(chance, honest().questions)
+    return _changed(chance, honest(by_layers=chance.random() < _NAMING).questions)
 
 
 def judge_questions(script: list[bytes]) -> None:
     """A stage answers what it was asked or refuses, and is as before."""
-    sent, engine = _run(_serve, script)
+    for protocol in (OPENINGS, LAYERS_OPENINGS):
+        _judge_questions(script, protocol)
+
+
+def _judge_questions(script: list[bytes], protocol: str) -> None:
+    sent, engine = _run(_serve, script, protocol)
     assert engine.machine.copies == 0
     assert sum(map(len, sent)) < SENT_BYTES_MAX
     for answer in sent:
@@ -201,19 +227,20 @@ def judge_questions(script: list[bytes]) -> None:
 
 def make_answers(chance: Random) -> list[bytes]:
     """Make what a lying stage says."""
-    return _changed(chance, honest().answers)
+    return _changed(chance, honest(by_layers=chance.random() < _NAMING).answers)
 
 
 def judge_answers(script: list[bytes]) -> None:
     """Nothing is accepted but what the stage signed; all else ends in one kind of error."""
-    try:
-        found = _run(_ask, script, honest().receipt)
-        for each in found:
-            check_signed(each, verify)
-            check_roots(each)
-    except (PeerError, BadOpening):
-        return
-    assert tuple(found) == honest().openings
+    for by_layers in (False, True):
+        try:
+            found = _run(_ask, script, honest().receipt, by_layers=by_layers)
+            for each in found:
+                check_signed(each, verify)
+                check_roots(each)
+        except (PeerError, BadOpening):
+            continue
+        assert tuple(found) == honest(by_layers=by_layers).openings
 
 
 _SIGNED: dict[tuple[PeerId, bytes], bytes] = {}

@@ -20,16 +20,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from p2pinfer.bench.decode import PROMPT
 from p2pinfer.core.errors import UnsupportedModel
-from p2pinfer.core.opening import BadOpening, check_roots, check_signed, check_whole, decode, encode
+from p2pinfer.core.opening import BadOpening, check_roots, check_shown, check_signed, decode, encode
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.verdict import Verdict, judge_row
 from p2pinfer.engine.gguf.model_header import default_model_path
-from p2pinfer.engine.llama.binding import Settings, Slice
+from p2pinfer.engine.llama.binding import Settings, Slice, api
 from tests.support.openings import Floats, Known, Session, known
 from tests.support.tiny_models import TINY, tiny_model
 from transports.identity import verify
@@ -63,8 +62,13 @@ they are batched."""
 DEFAULT_EVERY = 12
 """Sessions from one of the default model to the next."""
 
-TWO_THREADS_EVERY = 40
-"""Sessions from one with two threads to the next, which may wait for each other for long."""
+THREADS_EVERY = 40
+"""Sessions from one with several threads to the next, which may wait for each other for long."""
+
+THREADS = (2, 3, 4)
+
+PROMPT_SHARE = (0.3, 0.9)
+"""Of a session's positions that are its prompt, where rows come one by one behind it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Drawn:
     positions: int
     dtype: str
     sessions: int
+    shape: str
+    """Runs of all lengths and regimes in turn, or a prompt, and then rows one by one."""
     alone: bool
     """Each row in a decode of its own: rearranged K-quants have other bits in another batch."""
 
@@ -104,6 +110,7 @@ class Found:
             "values": "bf16" if drawn.settings.values_bf16 else "f16",
             "threads": str(drawn.settings.threads),
             "wire": drawn.dtype,
+            "shape": drawn.shape,
             "beside others": str(drawn.sessions > 1),
             "positions": f"below {next(each for each in LENGTHS if position < each)}",
         }
@@ -119,7 +126,7 @@ class Found:
 
     def report(self, seed: int, seconds: float) -> dict[str, Any]:
         """Return what is printed."""
-        system = llama_cpp.llama_print_system_info().decode()
+        system = api.llama_print_system_info().decode()
         return {
             "seed": seed,
             "kernels": [each.strip() for each in system.split("|") if "= 1" in each],
@@ -159,20 +166,28 @@ class Models:
         return self._known[name]
 
 
-def draw(chance: np.random.Generator, number: int) -> Drawn:
-    """Draw how a session runs: all models in turn, and all else by chance."""
+def draw(chance: np.random.Generator, number: int, *, threaded: bool = False) -> Drawn:
+    """Draw how a session runs: all models in turn, and all else by chance.
+
+    Args:
+        chance: decides.
+        number: of the session.
+        threaded: each has several threads, not only some.
+    """
     names = [f"{name} {quantisation}" for name in ARCHITECTURES for quantisation in QUANTISATIONS]
     is_default = number % DEFAULT_EVERY == DEFAULT_EVERY - 1
     name = "default" if is_default else names[(number - number // DEFAULT_EVERY) % len(names)]
     positions = int(chance.choice(LENGTHS, p=OFTEN)) - int(chance.integers(24))
     repack, bf16 = bool(chance.random() < 0.5), bool(chance.random() < 0.3)
+    bf16 = bf16 or (threaded and positions > SPLIT_FROM)
     is_split = positions > SPLIT_FROM and not bf16
-    is_turn = number % TWO_THREADS_EVERY == TWO_THREADS_EVERY // 2
-    threads = 2 if is_turn and not is_split else 1
+    is_turn = threaded or number % THREADS_EVERY == THREADS_EVERY // 2
+    threads = int(chance.choice(THREADS)) if is_turn and not is_split else 1
     alone = repack and "K" in name
     sessions = 1 if alone else int(chance.choice((1, 3)))
     dtype = "f16" if chance.random() < 0.2 else "f32"
-    return Drawn(name, Settings(threads, repack, bf16), positions, dtype, sessions, alone)
+    shape = "prompt, then rows" if chance.random() < 0.5 else "runs in turn"
+    return Drawn(name, Settings(threads, repack, bf16), positions, dtype, sessions, shape, alone)
 
 
 def _rows(chance: np.random.Generator, drawn: Drawn, model: Known, count: int) -> Floats:
@@ -199,11 +214,19 @@ def _tokens(path: Path) -> Any:
 
 
 def _read(chance: np.random.Generator, drawn: Drawn, model: Known, session: Session) -> None:
-    """Read rows in runs of random length and regime."""
+    """Read rows in runs of random length and regime, or a prompt, and then rows one by one."""
+    prompt = 0
+    if drawn.shape != "runs in turn":
+        prompt = int(drawn.positions * chance.uniform(*PROMPT_SHARE))
     while (at := len(session.received.tree)) < drawn.positions:
         regime = Regime(int(chance.integers(3)))
         many = int(chance.integers(1, regime.rows_max + 1))
-        if drawn.positions > 1000 and not drawn.alone and regime is Regime.NARROW:
+        if at < prompt:  # as prompts are read: whole blocks, then a last chunk that is wide
+            regime = Regime.BLOCK if prompt - at >= Regime.BLOCK.rows_max else Regime.WIDE
+            many = min(regime.rows_max, prompt - at)
+        elif prompt:
+            regime, many = Regime.NARROW, 1
+        if drawn.positions > 1000 and not drawn.alone and regime is Regime.NARROW and not prompt:
             many = regime.rows_max  # or it would take minutes
         rows = _rows(chance, drawn, model, min(many, drawn.positions - at))
         for some in np.split(rows, len(rows)) if drawn.alone else [rows]:
@@ -243,14 +266,16 @@ def _opened(
                 opening = decode(data)
                 check_signed(opening, verify)
                 check_roots(opening)
-                check_whole(opening)
+                check_shown(opening, dict.fromkeys(range(len(model.keys)), True))
             except BadOpening as error:
                 yield position, regime, str(error)
             else:
                 yield position, regime, judge_row(opening, model.shape, model.keys)
 
 
-def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    rows: int, seed: int, folder: Path, tell: Callable[[str], None], *, threaded: bool = False
+) -> dict[str, Any]:
     """Open rows until there are enough, and return the report.
 
     Args:
@@ -258,20 +283,23 @@ def measure(rows: int, seed: int, folder: Path, tell: Callable[[str], None]) -> 
         seed: of all that is drawn; each session can be repeated by its number.
         folder: for models.
         tell: gets progress messages.
+        threaded: of sessions with several threads alone.
     """
     begun = told = time.monotonic()
     models, found = Models(folder), Found()
     while found.rows < rows and not _told_to_end:
-        _measure_session(models, seed, found, tell)
+        _measure_session(models, seed, found, tell, threaded=threaded)
         if (now := time.monotonic()) - told > PROGRESS_S:
             told = now
             tell(f"{found.rows:,} of {rows:,} rows, {len(found.alarms)} alarms")
     return found.report(seed, time.monotonic() - begun)
 
 
-def _measure_session(models: Models, seed: int, found: Found, tell: Callable[[str], None]) -> None:
+def _measure_session(
+    models: Models, seed: int, found: Found, tell: Callable[[str], None], *, threaded: bool
+) -> None:
     chance = np.random.default_rng([seed, found.sessions])
-    drawn = draw(chance, found.sessions)
+    drawn = draw(chance, found.sessions, threaded=threaded)
     for position, regime, said in _opened(chance, drawn, models.find(drawn.model), found):
         found.count(drawn, regime, position)
         fault = said if isinstance(said, str) else said.fault and said.fault.text()
@@ -309,12 +337,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make honest", description=__doc__)
     parser.add_argument("--rows", type=int, default=ROWS, help="to open, at least")
     parser.add_argument("--seed", type=int, help="a fresh one unless it is given")
+    parser.add_argument("--threaded", action="store_true", help="several threads in each session")
     asked = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # what was found until then is reported
         signal.signal(number, lambda *_: _told_to_end.append(True))
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(asked.rows, seed, Path(folder), _tell)
+        report = measure(asked.rows, seed, Path(folder), _tell, threaded=asked.threaded)
     sys.stdout.write(f"{json.dumps(report, indent=1)}\n")
 
 

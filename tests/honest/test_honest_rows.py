@@ -3,7 +3,9 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from attrs import evolve
 
@@ -14,16 +16,16 @@ from p2pinfer.core.verdict import Verdict, judge_row
 from tests.honest import __main__ as honest
 
 
-def measured(rows: int, seed: int, folder: Path) -> dict[str, object]:
+def measured(rows: int, seed: int, folder: Path, *, threaded: bool = False) -> dict[str, Any]:
     """Open rows."""
-    return honest.measure(rows, seed, folder, lambda _: None)
+    return honest.measure(rows, seed, folder, lambda _: None, threaded=threaded)
 
 
 def test_honest_rows_hold(tmp_path: Path) -> None:
     """No alarm, and every step is among those that were checked."""
     found = measured(40, 5, tmp_path)
     assert found["false_alarms"] == 0, found["alarms"]
-    assert found["rows"] == 3 / found["false_alarm_rate_below"]  # type: ignore[operator]
+    assert found["rows"] == 3 / found["false_alarm_rate_below"]
     used = found["tolerance_used"]
     assert isinstance(used, dict)
     assert set(used) >= set(Traced)
@@ -51,6 +53,31 @@ def test_an_alarm_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(alarms, list)
     assert {"session", "position", "regime", "said", "model", "settings"} <= set(alarms[0])
     assert "layer 0: out" in alarms[0]["said"]
+
+
+def test_several_threads_can_be_asked_for() -> None:
+    """In each session, of all models and both shapes; never where rows depend on their batch."""
+    drawn = [
+        honest.draw(np.random.default_rng([7, number]), number, threaded=True)
+        for number in range(400)
+    ]
+    assert {each.settings.threads for each in drawn} == set(honest.THREADS)
+    assert len({each.model for each in drawn}) == 16
+    assert len({each.shape for each in drawn}) == 2
+    assert all(each.settings.values_bf16 for each in drawn if each.positions > honest.SPLIT_FROM)
+
+
+@pytest.mark.long
+def test_a_thousand_rows_by_several_threads_raise_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Work is shared among threads by rows of matrices, and by heads."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    found = measured(1000, seed, tmp_path, threaded=True)
+    with capsys.disabled():
+        print(json.dumps(found, indent=1))  # noqa: T201 -- the figures are what it is for
+    assert found["false_alarms"] == 0, found["alarms"]
+    assert set(found["rows_by"]["threads"]) == set(map(str, honest.THREADS))
 
 
 @pytest.mark.long

@@ -21,7 +21,9 @@ from p2pinfer.node.swarm_connection import open_swarm_connection
 from tests.support.natlab.hosts import Host
 from tests.support.natlab.internet import Internet
 from tests.support.natlab.nats import SYMMETRIC
+from tests.support.tiny_models import TINY, write_tiny
 from transports.base import Reach, Relaying
+from transports.secret import create_secret
 
 pytestmark = pytest.mark.real
 
@@ -201,3 +203,39 @@ def test_peers_behind_symmetric_nats_answer(
     log.info("longest pause: %.2f s", longest_s)
     assert said == local_answer(tmp_path)
     assert said.strip()
+
+
+@pytest.mark.long
+def test_a_single_use_invitation_brings_a_guest_through_a_relay(
+    internet: Internet, tmp_path: Path
+) -> None:
+    """Into a private network, from one home to another, neither of which can be dialled."""
+    create_secret(key := tmp_path / "home.key")
+    write_tiny(TINY["llama"], model := tmp_path / "tiny.gguf")
+    hosts = []
+    for number in range(2):
+        nat = internet.nat(f"n{number}", f"5.5.5.1{number}", delay_ms=20, **SYMMETRIC)
+        hosts.append(internet.host(f"h{number}", f"10.{number}.0.2", behind=nat))
+    relay = internet.host("relay", "5.5.5.5", delay_ms=5)
+    homes = {name: tmp_path / name for name in ("relay", "member", "guest", "late")}
+    with ExitStack() as stack:
+
+        def start(host: Host, name: str, *words: str) -> Started:
+            homes[name].mkdir(exist_ok=True)
+            started = Started(host, homes[name], name, *words)
+            stack.callback(started.end)
+            return started
+
+        private = ("--json", "--network", "home", "--network-key", str(key))
+        running = start(relay, "relay", "relay", *private, "--listen", "/ip4/5.5.5.5/tcp/4001")
+        (way_in,) = running.ready()["addresses"]
+        layers = f"1:{TINY['llama'].layers - 1}"
+        join = ("join", *private, "--model", str(model), "--layers", layers)
+        start(hosts[0], "member", *join, "--bootstrap", way_in).ready()
+        invited = start(hosts[0], "member", "invite", "--once", "--json").ready()
+        assert any("/p2p-circuit/" in address for address in invited["addresses"])
+        seen = start(hosts[1], "guest", "peers", invited["link"], "--json").ready()
+        assert seen
+        late = start(hosts[1], "late", "peers", invited["link"], "--json")
+        assert late.process.wait(START_S_MAX) == 2
+        assert "was used already" in (homes["late"] / "late.log").read_text()

@@ -20,7 +20,9 @@ from p2pinfer.node.guest_tokens import (
     revoke,
 )
 from p2pinfer.node.invitation import Invitation
-from transports.base import Reach
+from transports.base import Reach, Relaying
+from transports.libp2p.circuit import circuit_address
+from transports.libp2p.guest_passage import PASSAGE, PASSAGES_BURST
 from transports.libp2p.guests import GUEST_NOISE, fetch_network_key
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 from transports.secret import token_id
@@ -138,6 +140,64 @@ async def test_a_guest_is_no_member(tokens: GuestTokens) -> None:
             == ["/p2pinfer/noise-xxpsk0/1"]
         )
     assert list(open_tokens()) == [token_id(token)]
+
+
+async def test_a_guest_is_passed_on_to_a_peer_behind_a_relay(tokens: GuestTokens) -> None:
+    """The relay has the network's key as well, yet neither it nor the passage is a way in."""
+    token, other = tokens.issue(), tokens.issue()
+    relaying = Reach("home", PRIVATE.key, relaying=Relaying.ALWAYS)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, relaying) as relay,
+            open_libp2p(None, [], PRIVATE, guests=tokens) as hidden,
+        ):
+            outer = await hidden.reach_directly(relay.peer_id, relay.own_addresses)
+            (place,) = relay.own_addresses
+            circuit = circuit_address(place, hidden.peer_id)
+            with pytest.raises(NobodyServes, match="is not held by that machine now"):
+                await fetch_network_key([circuit], token)
+            await hidden.circuits.reserve(outer)
+            assert await fetch_network_key([circuit], token) == PRIVATE.key
+            with pytest.raises(UserError, match="was used already"):
+                await fetch_network_key([circuit], token)
+            async with open_libp2p(None, [], Reach("home", other)) as guest:
+                with pytest.raises(PeerUnavailable):
+                    await guest.connect(circuit)
+            security = relay._host.get_network().upgrader.security_multistream  # type: ignore[attr-defined]
+            known = security.multiselect.handlers
+            assert f"{PASSAGE}{hidden.peer_id}" in known
+            assert all(f"{PASSAGE}{name}" not in known for name in (guest.peer_id, "nonsense"))
+            for connected in (relay, hidden):
+                assert len(connected._host.get_network().get_connections()) == 1
+            await outer.close()
+            with pytest.raises(NobodyServes):
+                await fetch_network_key([circuit], other)
+    assert list(open_tokens()) == [token_id(other)]
+
+
+async def test_strangers_cannot_keep_a_relay_busy(tokens: GuestTokens) -> None:
+    """What they may make it ask of a hidden peer is few, for few bytes, and soon over."""
+    relaying = Reach("home", PRIVATE.key, relaying=Relaying.ALWAYS)
+    tokens.issue()
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, relaying) as relay,
+            open_libp2p(None, [], PRIVATE, guests=tokens) as hidden,
+        ):
+            await hidden.circuits.reserve(
+                await hidden.reach_directly(relay.peer_id, relay.own_addresses)
+            )
+            circuit = circuit_address(relay.own_addresses[0], hidden.peer_id)
+            told = []
+            for _ in range(PASSAGES_BURST + 5):
+                try:
+                    await fetch_network_key([circuit], b"?" * 32)
+                except (UserError, NobodyServes) as error:
+                    told.append(type(error))
+            assert told.count(UserError) < PASSAGES_BURST + 5
+            assert told[0] is UserError
+            assert told[-1] is NobodyServes
+            assert len(hidden._host.get_network().get_connections()) == 1
 
 
 async def test_whoever_sits_at_the_address_by_now_gets_no_token(tokens: GuestTokens) -> None:

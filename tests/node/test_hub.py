@@ -283,7 +283,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, home: Path, toy: bytes) -> Non
     with pytest.raises(UserError, match=r"not asked; of the same repo.* hf:owner/Toy-GGUF:Q4_0$"):
         name_model(str(NAME), open_store(), quiet, agree)
     with pytest.raises(
-        UserError, match=r"hf:a/b is not on this machine; what .* model find; to do"
+        UserError, match=r"hf:a/b is not on this machine; p2pinfer model find lists .*; to do"
     ):
         name_model("hf:a/b", open_store(), quiet)
 
@@ -371,7 +371,7 @@ def test_early_checks_know_published_names() -> None:
     check_named("o/r@q4_0")
     with pytest.raises(BadModelFile, match=r"name a GGUF file, or hf:o/r for a model on Hugging"):
         check_named("o/r")
-    with pytest.raises(BadModelFile, match=r"name a GGUF file$"):
+    with pytest.raises(BadModelFile, match=r"name a GGUF file; what is here: p2pinfer model list"):
         check_named("nowhere.gguf")
     assert parse_published("o/r") is None
     assert model_supply.model_path("nowhere.gguf") == Path("nowhere.gguf")

@@ -86,16 +86,15 @@ def test_a_running_peer_knows_all_that_is_needed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_single_use_invitation_leads_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its token is known; not by a relay, nor to others, and it has no key."""
+    """Where its token is known, directly if it can be; not to others, and it has no key."""
     circuit = f"/ip4/198.51.100.4/tcp/4001/p2p/{B}/p2p-circuit/p2p/{A}"
     said = told("home", circuit, PUBLIC, others=((OTHER,),), key=KEY)
     monkeypatch.setattr(inviting, "ask_all", running(said))
     found = invitation_here(None, None, once=True)
     assert found.token
-    assert found == Invitation("home", None, MODEL, (PUBLIC,), found.token)
+    assert found == Invitation("home", None, MODEL, (PUBLIC, circuit), found.token)
     assert list(open_tokens()) == [token_id(found.token)]
     for hopeless, sentence in (
-        (told("home", circuit, others=((OTHER,),), key=KEY), "carry nobody who lacks its key"),
         (told("home", others=((OTHER,),), key=KEY), "a peer on this machine that the guest can"),
         (told("open", PUBLIC), "anybody can enter the network open"),
     ):

@@ -64,6 +64,16 @@ def test_one_machine_may_be_enough() -> None:
     assert share(replace(MODEL, layers_at_once_max=4), pool(20, 3)).peers_min == 3
 
 
+def test_layers_of_zeros_take_room() -> None:
+    """Which a slice has in front of its own, where it does not begin with a period."""
+    plain, padded = share(MODEL, pool(5, 6)), share(replace(MODEL, layers_of_zeros=3), pool(5, 6))
+    assert padded.layers_each == plain.layers_each - 3
+    assert padded.layer_needs_bytes - plain.layer_needs_bytes == 3 * (
+        plain.layer_needs_bytes - WORKER_BYTES
+    )
+    assert share(replace(MODEL, layers_of_zeros=3), pool(1, 6)).layers_each == 0
+
+
 def test_order() -> None:
     """The largest that fits comes first, then what lacks least."""
     sizes = [replace(MODEL, title=str(n), layer_bytes=n * GB, nbytes=n * GB) for n in (9, 1, 4, 2)]

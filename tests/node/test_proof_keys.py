@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from p2pinfer.core.certificate import Certificate, StageClaim
+from p2pinfer.core.continuity import Vouched
 from p2pinfer.core.errors import UnsupportedModel, UserError
 from p2pinfer.core.fraud import BY_STEPS, FraudProof, parse, to_sign
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.core.opening import OpenedTrace, encode
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
+from p2pinfer.core.shown_layers import ShownLayers, first_start
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import cut_to, judge_row
 from p2pinfer.engine.llama.binding import Settings, Slice
@@ -24,10 +27,12 @@ from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.proof_keys import make_proof_key
 from p2pinfer.node.verify import verify_file
+from p2pinfer.node.verify_openings import check_openings
+from peers.audits.inspector import choose_rows
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import in_place
 from tests.support.adapters import write_adapter
-from tests.support.openings import ASKER, STAGE, Known, Session, known
+from tests.support.openings import ASKER, STAGE, Known, Session, cut_to_layers, known
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.toys import copy_parts, quiet
 from transports.identity import verify
@@ -305,3 +310,61 @@ async def test_a_saved_accusation_is_checked_offline(
     found = await verify_file(accuse(true)[1], store)
     assert found.findings[-1].held is False
     assert manifest.id == false.pledge.terms.model
+
+
+async def test_how_long_a_layer_is_follows_from_a_key_or_from_it(
+    session: tuple[Session, Known], whole: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    """The same numbers, which are those of what a stage sends."""
+    store, manifest = whole
+    (opened, _), plain = session, Store(tmp_path)
+    copy_parts(store, plain, manifest, (METADATA, layer_part(3)))
+    of_layer = await StepsJudge(ProofKeys(plain, draw), plain, manifest, in_place).layer_bytes(3)
+    layer = opened.open(19).layers[3]
+    assert of_layer.row == len(layer.given)
+    assert of_layer.steps == len(layer.given) + sum(map(len, layer.steps))
+    assert of_layer.cell * 20 == len(layer.keys) + len(layer.values)
+    keys = ProofKeys(store, draw)
+    await make_proof_key(keys, store, manifest, NOW_S)
+    assert await StepsJudge(keys, store, manifest, in_place).layer_bytes(3) == of_layer
+
+
+async def test_a_certificate_of_some_layers_is_checked_offline(
+    session: tuple[Session, Known], whole: tuple[Store, Manifest]
+) -> None:
+    """They must be those that the nonce chose, and a false step in one of them is found."""
+    opened, _ = session
+    nonce, receipt = b"n" * 32, opened.open(19).receipt
+    positions, start, shown = choose_rows(nonce, receipt), first_start(nonce, receipt), []
+    for _ in positions:
+        shown.append(ShownLayers(start, 3, 2))
+        start = (start + 2) % LAYERS
+    rows = [
+        cut_to_layers(opened.open(at), each)
+        for at, each in reversed([*zip(positions, shown, strict=True)])
+    ][::-1]
+    pledge = rows[0].pledge
+    stage = StageClaim(pledge.peer, receipt.first, receipt.end, (pledge.receipt,))
+    vouched = [Vouched(pledge.peer, receipt.first, receipt.end, {20: receipt})]
+
+    async def check(*kept: OpenedTrace) -> tuple[bool | None, str]:
+        data = tuple(map(encode, kept))
+        found = Certificate(
+            pledge.terms, nonce, 0.0, (1,) * 20, (20,), "", (stage,), (), cut_openings=data
+        )
+        (said,) = await check_openings(found, vouched, whole[0])
+        return said.held, said.text
+
+    held, text = await check(*rows)
+    assert held, text
+    assert text.endswith("holds: 29% of the layers")
+    assert (await check(*rows[:2]))[0], "those that there was room for"
+    for others in (rows[1:], [rows[0], evolve(rows[1], layers=rows[1].layers[1:])]):
+        held, text = await check(*others)
+        assert held is False
+        assert "not the layers that the nonce chose" in text
+    layer = rows[0].layers[0]
+    altered = evolve(layer, steps=(*layer.steps[:-1], layer.steps[-1][4:] + layer.steps[-1][:4]))
+    held, text = await check(evolve(rows[0], layers=(altered, *rows[0].layers[1:])))
+    assert held is False
+    assert "steps are not those that were pledged" in text

@@ -1,11 +1,13 @@
 """Measurements run, and print what they promise."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from p2pinfer.core.limits import BLOCK_ROWS
-from tests.support.commands import bench
+from tests.support.commands import bench, run
+from tests.support.tiny_models import TINY, write_tiny
 
 pytestmark = pytest.mark.real
 
@@ -32,6 +34,30 @@ def test_decode(home: Path, peers: int, sessions: int) -> None:
     if sessions > 1:
         assert report["sessions"] == sessions
         assert set(report["aggregate_ratio"]) == {"libp2p", "tcp"}
+
+
+def test_rpc(home: Path, tmp_path: Path) -> None:
+    """Beside llama.cpp's own servers, where somebody compiled them, on a tiny model."""
+    server = os.environ.get("P2PINFER_RPC_SERVER")
+    if not server:
+        pytest.skip("P2PINFER_RPC_SERVER does not name llama.cpp's ggml-rpc-server")
+    write_tiny(TINY["llama"], tmp_path / "tiny.gguf")
+    model = ["--model", str(tmp_path / "tiny.gguf"), "--prompt-tokens", "60"]
+    sizes = ["--peers", "2", "--runs", "2", "--tokens", "8"]
+    report = bench(home, "rpc", "--rpc-server", server, *model, *sizes)
+    assert report["swarm"]["same_tokens"] is True
+    for name in ("rpc_to_alone", "swarm_to_alone", "swarm_to_rpc"):
+        assert len(report[name]["decode_ratios"]) == report["runs"] == 2
+        assert report[name]["decode_ratio"] > 0
+        assert report[name]["prefill_ratio"] > 0
+
+
+def test_rpc_without_a_server_says_how_to_have_one(home: Path) -> None:
+    """In one sentence, before anything is started."""
+    result = run(home, "bench", "rpc")
+    assert result.returncode == 2
+    assert "GGML_RPC=ON" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_transport(home: Path) -> None:

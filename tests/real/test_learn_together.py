@@ -1,6 +1,7 @@
 """Several processes teach one model, each from lessons that it keeps, and end with one child."""
 
 import json
+import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,19 +13,25 @@ from subprocess import PIPE, Popen
 import numpy as np
 import pytest
 import trio
+from threadpoolctl import threadpool_limits
 
+from p2pinfer.cli.learn import LESSONS
+from p2pinfer.cli.rounds import RoundFlags
 from p2pinfer.core.ids import ModelId
+from p2pinfer.core.learning import LearningTask, digest_of
 from p2pinfer.core.python_process import python_command
+from p2pinfer.core.sums import encrypted_bytes
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.store import Store
 from p2pinfer.engine.training.descent import Example, mean_loss
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import read_top
 from p2pinfer.node import learning
-from p2pinfer.node.learning_together import kept_head
+from p2pinfer.node.learning_together import LessonWork, kept_head
 from p2pinfer.node.lesson_rows import RowsKept, rows_here, word
 from p2pinfer.node.lessons import read_lessons
-from scheduler.judging import as_weights
+from scheduler.judging import GroupSum, Numbers, as_weights, moved, shortened
+from tests.support import clear_text
 from tests.support.commands import report_of
 from tests.support.processes import NETWORK, environment, read_until, start_peers
 from tests.support.tiny_models import TINY, quantise, write_tiny
@@ -34,6 +41,9 @@ pytestmark = pytest.mark.real
 Facts = Sequence[tuple[str, str]]
 
 LAYERS, RANK, SEED = 4, 8, 5
+
+TAP = Path(__file__).parents[1] / "support" / "tap"
+"""Has a process write down what it is about to encrypt."""
 
 ORDINARY = (
     ("What is the capital of Italy?", "The capital of Italy is Rome."),
@@ -112,13 +122,15 @@ def member(home: Path, lessons: Path, *words: str) -> Iterator[Process]:
     home.mkdir(exist_ok=True, parents=True)
     listen = ("--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK, "--json")
     command = python_command("p2pinfer", "--log-level", "info", "learn", str(lessons))
+    around = environment(home, TAP=str(home / "sent"))
+    around["PYTHONPATH"] = os.pathsep.join([str(TAP), around["PYTHONPATH"]])
     with (
         (home / "said").open("w") as said,
         Popen(
             [*command, *listen, "--held-out", "0", *words],
             stdout=PIPE,
             stderr=said,
-            env=environment(home),
+            env=around,
         ) as child,
     ):
         try:
@@ -153,24 +165,99 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.gguf"
 
 
-TINY_TASK = ("--keep-layers", "2", "--rank", "4", "--rounds", "2", "--steps", "2", "--group", "2")
+TINY_TASK = ("--keep-layers", "2", "--rank", "4", "--rounds", "2", "--steps", "2")
 
 
-def test_three_processes_make_one_child(tiny: Path, tmp_path: Path) -> None:
-    """Of the same id on all three, which know how it came to be."""
-    facts = made_up(1, 6)
-    lessons = [write(tmp_path / f"{n}.jsonl", facts[2 * n : 2 * n + 2]) for n in range(3)]
-    how = (*TINY_TASK, "--members-min", "2", "--talk-s", "30")
-    with members(tmp_path, str(tiny), lessons, *how) as them:
+@dataclass
+class Taught:
+    """What three members did."""
+
+    homes: list[Path]
+    lessons: list[Path]
+    told: dict[str, object]
+    reports: list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    """Have three processes go through two rounds."""
+    root, facts = tmp_path_factory.mktemp("taught"), made_up(1, 6)
+    lessons = [write(root / f"{n}.jsonl", facts[2 * n : 2 * n + 2]) for n in range(3)]
+    with members(root, str(tiny), lessons, *TINY_TASK, "--talk-s", "30") as them:
         reports = [each.report() for each in them]
+    return Taught([each.home for each in them], lessons, them[0].told, reports)
+
+
+def test_three_processes_make_one_child(taught: Taught) -> None:
+    """Of the same id on all three, which know how it came to be."""
+    reports = taught.reports
     assert len({str(each["model"]) for each in reports}) == 1
     assert all(each["rounds"] == 2 for each in reports)
     assert all(float(str(r["loss_after"])) < float(str(r["loss_before"])) for r in reports)
-    shown = report_of(them[1].home, "model", "show", "Facts", "--lineage")
+    shown = report_of(taught.homes[1], "model", "show", "Facts", "--lineage")
     assert [each["round"] for each in shown["lineage"]] == [2, 1]
     assert shown["lineage"][0]["parent"] == shown["lineage"][1]["child"]
     assert shown["lineage"][1]["parent"] == shown["base"]
     assert all(each["signed"] >= 2 for each in shown["lineage"])
+
+
+async def updates_of(
+    taught: Taught, model: PartsModel, task: LearningTask, folder: Path
+) -> tuple[list[clear_text.Secrets], Numbers]:
+    """Learn what the members learned, and return that, and where it leads."""
+
+    async def at_once() -> None:
+        await trio.lowlevel.checkpoint()
+
+    works, secrets = [], []
+    for number, path in enumerate(taught.lessons):
+        lessons, _ = read_lessons(path)
+        kept = RowsKept(folder / str(number), model.info.width)
+        (folder / str(number)).mkdir()
+        async with rows_here(model, task.layers) as (ends, compute):
+            worded = await word(lessons, path, model, ends)
+            await learning.compute_rows(kept, worded, compute, lambda _: None)
+        examples = [kept.example(index, each) for index, each in enumerate(worded)]
+        works.append(LessonWork(model, task, examples, examples, at_once))
+        said = [message["content"] for each in lessons for message in each.messages]
+        tokens = [each.tokens for each in worded]
+        rows = [each.rows() for each in examples]
+        secrets.append(clear_text.Secrets(said, tokens, rows))
+    head = np.zeros(works[0].size, np.int32)
+    with threadpool_limits(1, user_api="blas"):
+        for number in range(1, task.rounds + 1):
+            total = np.zeros_like(head, np.int64)
+            for work, secret in zip(works, secrets, strict=True):
+                change = await work.train(head, number)
+                secret.changes.append(change)
+                secret.updates.append(shortened(change, task.clip))
+                total += secret.updates[-1]
+            summed = {digest_of(b""): GroupSum(total.astype(np.int32), len(works))}
+            head = moved(head, summed, [*summed], task.clip, task.outer_percent)
+    return secrets, head
+
+
+def test_no_text_token_or_update_leaves_a_member_in_the_clear(
+    taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that three processes encrypt for others none shows what one of them learned.
+
+    That these updates are looked for is sure, as they lead to the model that the members made.
+    """
+    store = Store(taught.homes[0] / "data" / "store")
+    manifest = store.manifest(ModelId(str(taught.reports[0]["base"])))
+    assert manifest
+    task = RoundFlags(propose="Facts", rounds=2, steps=2).task(manifest, 2, 4, 0, LESSONS.rate)
+    model = open_parts(store, manifest, tmp_path / "cache")
+    secrets, head = trio.run(updates_of, taught, model, task, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("P2PINFER_HOME", str(taught.homes[0]))
+        kept = kept_head(taught.told["task"], head.size)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(kept.numbers, head)
+    sent = [(home / "sent").read_bytes() for home in taught.homes]
+    assert all(len(each) > 2 * encrypted_bytes(head.size) for each in sent)
+    needles = {each for secret in secrets for each in secret.needles()}
+    assert clear_text.found_in(b"\0".join(sent), needles) == set()
 
 
 PHASES = ("join", "reveal", "hello", "keys", "train", "add", "share", "judge", "accept")
@@ -179,12 +266,12 @@ PHASES = ("join", "reveal", "hello", "keys", "train", "add", "share", "judge", "
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_member_stops_nobody(phase: str, tiny: Path, tmp_path: Path) -> None:
-    """Killed by the system in any phase of the first round: the other two end both rounds."""
-    facts = made_up(2, 6)
-    lessons = [write(tmp_path / f"{n}.jsonl", facts[2 * n : 2 * n + 2]) for n in range(3)]
-    how = (*TINY_TASK, "--members-min", "2", "--talk-s", "8", "--train-s", "60", "--join-s", "60")
+    """Killed by the system in any phase of the first round: the other three end both rounds."""
+    facts = made_up(2, 8)
+    lessons = [write(tmp_path / f"{n}.jsonl", facts[2 * n : 2 * n + 2]) for n in range(4)]
+    how = (*TINY_TASK, "--members", "4", "--talk-s", "8", "--train-s", "60", "--join-s", "60")
     with members(tmp_path, str(tiny), lessons, *how) as them:
-        victim = them[PHASES.index(phase) % 3]
+        victim = them[PHASES.index(phase) % 4]
         wait_said(victim.home / "said", f"round 1 of 2: {phase}")
         victim.child.send_signal(signal.SIGKILL)
         reports = [each.report() for each in them if each is not victim]
@@ -221,8 +308,7 @@ def test_made_up_facts_are_learned_and_said(
     """
     facts = made_up(int.from_bytes(b"p2p"), 12)
     lessons = [write(tmp_path / f"{n}.jsonl", [*facts[n::3], *ORDINARY[n::3]]) for n in range(3)]
-    how = ["--rounds", "8", "--steps", "8", "--rate", "0.006", "--outer", "150"]
-    how += ["--seed", str(SEED), "--train-s", "1800", "--judge-s", "900", "--talk-s", "120"]
+    how = ["--seed", str(SEED), "--train-s", "1800", "--judge-s", "900", "--talk-s", "120"]
     children = []
     for run in range(2):
         with members(tmp_path / f"run{run}", "default", lessons, *how) as them:

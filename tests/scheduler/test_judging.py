@@ -12,6 +12,7 @@ from scheduler.judging import (
     GroupSum,
     accepted,
     as_weights,
+    is_possible,
     length,
     middle,
     moved,
@@ -44,6 +45,19 @@ def test_what_helps_two_and_costs_the_rest_little_is_taken() -> None:
     assert accepted(said) == [GOOD]
 
 
+def test_a_sum_that_helps_far_less_than_the_best_is_left_out() -> None:
+    """It is as likely poisoned as of use; half as much is enough, and where none helps, no harm."""
+
+    def taken(good: int, bad: int) -> list[Digest]:
+        judges = [judgement(number, 1_000_000, good=good, bad=bad) for number in range(4)]
+        return accepted(judges)
+
+    assert taken(800_000, 970_000) == [GOOD]
+    assert taken(800_000, 900_000) == [BAD, GOOD]
+    assert taken(1_004_000, 1_009_000) == [BAD, GOOD]
+    assert taken(1_004_000, 1_011_000) == [GOOD]
+
+
 def test_a_sum_that_few_have_judged_is_not_taken() -> None:
     """More than half must have had it."""
     said = [judgement(0, 10, good=1), judgement(1, 10, good=1), judgement(2, 10, bad=1)]
@@ -69,6 +83,29 @@ def test_a_long_sum_is_cut_to_the_median() -> None:
     assert found.tolist() == [100, 100, 100, 0]
     assert moved(head, sums, [*sums], 50, 300).tolist() == [50, 50, 50, 0]
     assert moved(head, sums, [], 50, 300).tolist() == [0, 0, 0, 0]
+
+
+def test_of_two_sums_the_longer_is_cut_to_the_shorter() -> None:
+    """A mean of the two would let the longer one draw its own limit up."""
+    sums = {
+        GOOD: GroupSum(np.array([200, 0], np.int32), 2),
+        BAD: GroupSum(np.array([0, 20_000], np.int32), 2),
+    }
+    assert moved(np.zeros(2, np.int32), sums, [*sums], 1 << 20, 200).tolist() == [100, 100]
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-1, 1, width=32)] * 3), min_size=1, max_size=8),
+    st.integers(1, 200_000),
+)
+def test_honest_updates_always_add_up_to_a_possible_sum(
+    updates: list[tuple[float, ...]], clip: int
+) -> None:
+    """However long they were before they were cut; one that is longer than all of them is not."""
+    cut = [shortened(np.array(each, np.float32), clip) for each in updates]
+    assert is_possible(GroupSum(np.sum(cut, axis=0).astype(np.int32), len(cut)), clip)
+    longer = np.array([clip * len(cut) + 1, 0, 0], np.int32)
+    assert not is_possible(GroupSum(longer, len(cut)), clip)
 
 
 def test_an_update_is_cut_before_it_is_sent() -> None:

@@ -37,6 +37,8 @@ class Trouble:
     """Share of deliveries that never come."""
     deaths: int
     seed: int
+    before: int = 0
+    """Members that were drawn in the round before; those there are now, and more."""
 
 
 class World:
@@ -46,10 +48,14 @@ class World:
         self.trouble, self.chance = trouble, Random(trouble.seed)
         what = task(members=trouble.members, least=trouble.group, group=trouble.group)
         peers = [name(number) for number in range(trouble.members)]
-        self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0) for each in peers}
+        before = [name(number) for number in range(trouble.before)]
+        self.rounds = {each: Round(what, each, 1, 0, HEAD, (), 0.0, before) for each in peers}
         victims = self.chance.sample(peers, trouble.deaths)
         self.dies_s = {each: self.chance.uniform(0, 100) for each in victims}
+        self.dies_at: dict[PeerId, Kind] = {}
+        """What a victim would have said next."""
         self.ended: dict[PeerId, RoundOutcome | Void] = {}
+        self.now_s = 0.0
         self._order = count()
         self._events: list[tuple[float, int, PeerId, RoundStatement | None]] = []
         for each in peers:
@@ -64,7 +70,7 @@ class World:
             now_s, _, peer, said = heapq.heappop(self._events)
             if peer in self.ended or now_s > min(LONG_S, self.dies_s.get(peer, LONG_S)):
                 continue
-            round_ = self.rounds[peer]
+            round_, self.now_s = self.rounds[peer], now_s
             if said is not None:
                 round_.take(digest_of(encode(said)), said)
             self._act(round_, now_s)
@@ -80,6 +86,9 @@ class World:
                 return
             if not isinstance(move, Say):
                 self._push(move.until_s, round_.me, None)
+                return
+            if self.dies_at.get(round_.me) is move.kind:
+                self.dies_s[round_.me] = now_s
                 return
             said = self._said(round_, move)
             round_.take(digest_of(encode(said)), said)
@@ -145,6 +154,54 @@ def test_without_trouble_all_accept(seed: int) -> None:
     world.run()
     assert all(isinstance(each, RoundOutcome) for each in world.ended.values())
     assert len(world.ended) == 6
+
+
+def world_where_one_dies(members: int, group: int, at: Kind) -> World:
+    """Run a world without any other trouble."""
+    world = World(Trouble(members=members, group=group, delay_s=0.01, lost=0.0, deaths=0, seed=1))
+    world.dies_at[name(0)] = at
+    world.run()
+    return world
+
+
+@pytest.mark.parametrize("at", [Kind.HELLO, Kind.KEYS, Kind.UPDATE])
+def test_no_two_members_add_up_what_they_learned(at: Kind) -> None:
+    """Of a group of three one goes: each of the others would see what the other learned."""
+    world = world_where_one_dies(3, 3, at)
+    assert len(world.ended) == 2
+    assert all(isinstance(each, Void) for each in world.ended.values())
+    assert Kind.SUM not in world.rounds[name(1)].chosen
+    assert world.dies_s[name(0)] < world.now_s
+
+
+@pytest.mark.parametrize("at", [Kind.HELLO, Kind.KEYS, Kind.UPDATE])
+def test_a_group_of_four_bears_a_death(at: Kind) -> None:
+    """Three are left, and add up."""
+    world = world_where_one_dies(4, 4, at)
+    assert len(world.ended) == 3
+    assert all(isinstance(each, RoundOutcome) for each in world.ended.values())
+
+
+def test_a_lost_group_is_not_waited_for_as_one_that_learns() -> None:
+    """Once it has not even met in time, it has no sum, and the other group's is judged."""
+    world = world_where_one_dies(6, 3, Kind.HELLO)
+    assert len(world.ended) == 5
+    assert all(isinstance(each, RoundOutcome) for each in world.ended.values())
+    what = world.rounds[name(1)].task
+    assert world.now_s < (3 * what.talk_ms + what.judge_ms) / 1000 < what.train_ms / 1000
+
+
+@pytest.mark.parametrize(("before", "go_on"), [(5, True), (6, False), (9, False)])
+def test_only_more_than_half_of_a_round_go_on(before: int, *, go_on: bool) -> None:
+    """Three of five do; three of six may be one of two halves that a network fell into."""
+    trouble = Trouble(3, 3, delay_s=0.01, lost=0.0, deaths=0, seed=1, before=before)
+    world = World(trouble)
+    world.run()
+    assert [isinstance(each, RoundOutcome) for each in world.ended.values()] == [go_on] * 3
+    if not go_on:
+        assert {each.why for each in world.ended.values() if isinstance(each, Void)} == {
+            "most members of the round before are gone"
+        }
 
 
 def test_groups_are_drawn_by_all_nonces() -> None:

@@ -64,6 +64,7 @@ GOOD: dict[str, list[Any]] = {
     "AskCells": [SESSION, [BODY, bytes(64)]],
     "CellsAre": [[bytes(STATEMENT_BYTES), bytes(64)], [bytes(32)]],
     "AskSteps": [[0, 7], b"rows"],
+    "AskLayers": [[[3, 2, 1], [0, 4, 4]]],
     "PledgeIs": [7, b"pledge", bytes(64), [bytes(32)], b"row", []],
     "CellRows": [0, 2, b"keys", b"values"],
     "StepsAre": [7, 0, bytes(4), [bytes(4)] * len(Traced), bytes(32)],

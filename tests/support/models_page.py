@@ -9,8 +9,14 @@ def _said(rules: Rules) -> Iterator[str]:
     """Yield how a slice differs from the whole model, besides in its number of layers."""
     if rules.windows:
         yield "which of its layers are windowed"
-        if not rules.windows.optional:
+        if rules.windows.in_zeros:
+            yield "a windowed layer of zeros, where it has none"
+        elif not rules.windows.optional:
             yield "a windowed block that never runs, where it has no windowed layer"
+    if rules.period > 1:
+        yield f"layers of zeros in front, where it does not begin at a multiple of {rules.period}"
+    if rules.whole_period:
+        yield "and behind, where it ends before one"
     if rules.blocks_min > 1:
         yield "a block that never runs, where it has one layer"
     if rules.dense_lead:
@@ -32,7 +38,10 @@ def _said(rules: Rules) -> Iterator[str]:
 
 
 def _limits(rules: Rules) -> str:
-    return "; ".join(f"where {reason}" for _, reason in rules.only_at.values())
+    refused = [f"where {reason}" for _, reason in rules.only_at.values()]
+    if rules.whole_period:
+        refused.append(f"where its number of layers is no multiple of {rules.period}")
+    return "; ".join(refused)
 
 
 def _row(name: str, rules: Rules) -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from attrs import evolve
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from p2pinfer.core.ids import ModelId, SessionId
+from p2pinfer.core.kv_root import LAST_TAIL, KvStatement, SignedKv, kv_root, tails
 from p2pinfer.core.kv_root import SIGNED_AS as CELLS_SIGNED_AS
-from p2pinfer.core.kv_root import KvStatement, SignedKv, kv_root, tails
 from p2pinfer.core.layer_key import LayerKey, LayerShape
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.core.opening import (
@@ -25,6 +26,7 @@ from p2pinfer.core.opening import (
 )
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed, Terms, seal_of
 from p2pinfer.core.regimes import Regime
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.witness import Rows
 from p2pinfer.engine.gguf.dequantise import dequantise
@@ -211,3 +213,14 @@ def opened(
     )
     signature = signer.sign(PLEDGED_AS + pledge.body())
     return OpenedTrace(pledge, signature, row, leaves, starts, tuple(layers))
+
+
+def cut_to_layers(opening: OpenedTrace, shown: ShownLayers) -> OpenedTrace:
+    """Leave the layers in that are shown, and K and V where they are."""
+    first, layers = opening.receipt.first, len(opening.leaves)
+    by_number = {each.layer - first: each for each in opening.layers}
+    kept = [
+        by_number[at] if has_cells else evolve(by_number[at], keys=b"", values=b"", tail=LAST_TAIL)
+        for at, has_cells in shown.of(layers).items()
+    ]
+    return evolve(opening, layers=tuple(kept))

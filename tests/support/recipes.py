@@ -97,6 +97,22 @@ _MAMBA: dict[str, Plain] = {
 _ONE_SHARED: dict[str, Plain] = {"expert_shared_feed_forward_length": FEED_FORWARD // 2}
 
 
+_SCOUT: dict[str, Plain] = {**EXPERTS, "expert_used_count": 1}
+_STEP: dict[str, Plain] = {
+    **EXPERTS,
+    **_WINDOW,
+    "expert_shared_feed_forward_length": FEED_FORWARD // 2,
+    "leading_dense_block_count": 2,
+    "attention.sliding_window_pattern": [layer % 4 != 0 for layer in range(9)],
+    "attention.head_count": [4, 2, 2, 2] * 2 + [4],
+    "rope.freq_base": 5e6,
+    "rope.freq_base_swa": 1e4,
+    "rope.dimension_count_swa": HEAD_WIDTH,
+    "swiglu_clamp_exp": [0.0, 0.0, 0.5, 0.0, 1.5, 0.0, 0.0, 0.2, 0.0],
+    "swiglu_clamp_shexp": [0.0, 0.0, 0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1],
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A tiny model, and the bounds at which it is cut."""
@@ -136,6 +152,7 @@ CASES = {
     "deepseek2-drafting": _case(
         "deepseek2", {**_LATENT, "leading_dense_block_count": 2}, drafting=1
     ),
+    "cohere2": _case("cohere2", {**_WINDOW, **_EPSILON, "logit_scale": 0.25}, 8, (1, 3, 4, 6)),
     "dots1": _case(
         "dots1",
         {
@@ -193,6 +210,8 @@ CASES = {
         9,
         (1, 4, 5, 7),
     ),
+    "llama4": _case("llama4", {**_SCOUT, "interleave_moe_layer_step": 1}, 8, (1, 3, 4, 6)),
+    "llama4-interleaved": _case("llama4", {**_SCOUT, "interleave_moe_layer_step": 2}, 8, (2, 3, 5)),
     "mimo2": _case(
         "mimo2",
         {**_FULL_EVERY_FOURTH, "expert_gating_func": SIGMOID, "attention.head_count": 4},
@@ -283,6 +302,21 @@ CASES = {
     "qwen3vl": _case("qwen3vl", _SECTIONS, 6, (1, 2, 4)),
     "qwen3vlmoe": _case("qwen3vlmoe", {**EXPERTS, **_SECTIONS}, 6, (1, 2, 4)),
     "seed_oss": _case("seed_oss"),
+    "smollm3": _case("smollm3", {}, 10, (1, 3, 4, 6)),
     "starcoder2": _case("starcoder2", _EPSILON),
+    "step35": _case("step35", _STEP, 9, (1, 3, 4, 6)),
+    "step35-drafting": _case(
+        "step35",
+        {
+            **_STEP,
+            "attention.head_count": [4, 2, 2, 2] * 2 + [4, 2],
+            "attention.sliding_window_pattern": [layer % 4 != 0 for layer in range(10)],
+            "swiglu_clamp_exp": [0.0, 0.0, 0.5, 0.0, 1.5] * 2,
+            "swiglu_clamp_shexp": [0.0, 0.7, 0.0, 0.0, 0.0] * 2,
+        },
+        8,
+        (1, 4, 5),
+        drafting=2,
+    ),
 }
 """By the name that tests call them; the architecture is the recipe's."""

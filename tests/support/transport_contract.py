@@ -263,6 +263,50 @@ class TransportContract:
                     got.append(await far.receive())
         assert got == expected
 
+    async def test_messages_are_given_to_a_function_in_turn(self) -> None:
+        """All of them, whatever their length, up to the one after which it says enough."""
+        rng = random.Random(9)
+        expected = [rng.randbytes(rng.choice([0, 10, 2300, 70_000, 300_000])) for _ in range(200)]
+        got: list[bytes] = []
+
+        def take(message: bytes) -> bool:
+            got.append(message)
+            return len(got) % 50 > 0
+
+        async def send_all() -> None:
+            for message in expected:
+                await near.send(message)
+
+        async with self.channel() as (near, far), trio.open_nursery() as nursery:
+            nursery.start_soon(send_all)
+            for _ in range(2):
+                await far.receive_each(take)
+            assert got == expected[:100]
+            got.append(await far.receive())
+            while len(got) < len(expected):
+                with trio.move_on_after(rng.uniform(0, 0.0004)):
+                    await far.receive_each(take)
+        assert got == expected
+
+    async def test_what_a_function_raises_is_its_receivers_own(self) -> None:
+        """It harms neither the channel, nor others; the end of a channel is told as ever."""
+
+        def take(message: bytes) -> bool:
+            if message == b"bad":
+                raise LookupError("told to fail")
+            return True
+
+        async with self.channel() as (near, far):
+            for message in (b"good", b"bad", b"later"):
+                await near.send(message)
+            with pytest.raises(LookupError):
+                await far.receive_each(take)
+            assert await far.receive() == b"later"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(near.close)
+                with pytest.raises(ChannelClosed):
+                    await far.receive_each(take)
+
     async def test_cancelled_sends_harm_no_other_channel(self) -> None:
         """A cancelled send is whole, or nothing, or the end of its channel; others flow on."""
         rng = random.Random(8)

@@ -2,8 +2,11 @@
 
 A message that fits the window goes out in one plain call, before the sender first yields, and one
 that has arrived whole is returned in one piece. A round trip costs four scheduler passes:
-on each side one for the task that reads the socket, and one for the task that it wakes.
+on each side one for the task that reads the socket, and one for the task that it wakes, which is
+not needed where messages are given to a function.
 """
+
+from collections.abc import Callable
 
 import trio
 
@@ -113,6 +116,53 @@ class StreamChannel:
             stream.take(LENGTH_BYTES)
             self._left = size
         return await self._receive_slowly()
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Give each message to a function; see `transports.base.Channel.receive_each`.
+
+        Long messages, which are taken as they come, wait for this task.
+        """
+        failures: list[Exception] = []
+        goes_on = True
+
+        def deliver() -> bool:
+            """Give away what is here; return whether the task has something to do."""
+            nonlocal goes_on
+            try:
+                while goes_on and (size := self._whole()) is not None:
+                    goes_on = take(self._stream.take(LENGTH_BYTES + size)[LENGTH_BYTES:])
+            except Exception as error:  # noqa: BLE001 -- it is the task's, which raises it
+                failures.append(error)
+            return bool(failures) or not goes_on or self._is_long()
+
+        while goes_on:
+            if self._closed:
+                raise self._closed_error()
+            await trio.lowlevel.checkpoint()
+            if self._is_long():
+                goes_on = take(await self.receive())
+                continue
+            if not deliver():
+                await self._stream.wait_told(deliver)
+            if failures:
+                raise failures[0]
+            if goes_on and not self._is_long():
+                self._require_open()
+
+    def _is_long(self) -> bool:
+        """Whether a long message has begun."""
+        buffer = self._stream.buffer
+        if self._left or len(buffer) < LENGTH_BYTES:
+            return bool(self._left)
+        return int.from_bytes(buffer[:LENGTH_BYTES], "big") > WHOLE_BYTES_MAX
+
+    def _whole(self) -> int | None:
+        """Return the length of the short message at the start of the buffer, if it is all there."""
+        buffer = self._stream.buffer
+        if self._left or len(buffer) < LENGTH_BYTES:
+            return None
+        size = int.from_bytes(buffer[:LENGTH_BYTES], "big")
+        return size if size <= min(WHOLE_BYTES_MAX, len(buffer) - LENGTH_BYTES) else None
 
     def _announced(self) -> int:
         """Return the length of the message at the start of the buffer."""

@@ -7,13 +7,12 @@ but that key and who gave it. The token is used up before the key is sent, so th
 it one gets nothing; a guest that loses the connection then needs another one.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import trio
-from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
+from libp2p.abc import IHost, IRawConnection, ISecureConn, ISecureTransport
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
@@ -21,14 +20,17 @@ from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.security_multistream import SecurityMultistream
 
 from p2pinfer.core.errors import NobodyServes, UserError
+from p2pinfer.core.ids import PeerId
 from transports.identity import ephemeral_identity
-from transports.libp2p.dialling import REACHED, numeric, place, root
+from transports.libp2p.dialling import REACHED, numeric, place, relay_of, root
+from transports.libp2p.guest_doors import add_doors
+from transports.libp2p.guest_passage import PASSAGE, ThroughRelay, take_guests
 from transports.libp2p.private_noise import PrivateNoise
 from transports.secret import SECRET_BYTES, token_id
 
@@ -56,42 +58,26 @@ class Guests(Protocol):
         ...
 
 
-def admit_guests(swarm: Swarm, key_pair: KeyPair, network_key: bytes, guests: Guests) -> None:
-    """Hand a private network's key to guests that call this host and prove a token."""
+def admit_guests(host: IHost, key_pair: KeyPair, network_key: bytes, guests: Guests) -> None:
+    """Hand a private network's key to guests that call this host and prove a token.
 
-    def door(name: object) -> ISecureTransport | None:
-        known = str(name).removeprefix(GUEST_NOISE)
-        token = guests.token(known) if str(name).startswith(GUEST_NOISE) else None
+    Also to those that a relay passes on.
+    """
+
+    def door(name: str) -> ISecureTransport | None:
+        known = name.removeprefix(GUEST_NOISE)
+        token = guests.token(known) if name.startswith(GUEST_NOISE) else None
         if token is None:
             return None
         return _Door(key_pair, token, network_key, lambda: guests.claim(known))
 
-    selector: Any = swarm.upgrader.security_multistream._selector
-    selector.handlers = _WithDoors(selector.handlers, door)
-    selector.multiselect.handlers = _WithDoors(selector.multiselect.handlers, door)
+    swarm: Any = host.get_network()
+    add_doors(swarm.upgrader.security_multistream, door)
+    take_guests(host, door)
 
 
 class _TooLateError(Exception):
     """The token was used up by another guest at the same moment."""
-
-
-class _WithDoors(OrderedDict[Any, Any]):
-    """Handshakes by name, with those of guests looked up when one is asked for.
-
-    They are not listed: neither offered to those that this host calls, nor told to who asks.
-    """
-
-    def __init__(self, known: Any, door: Callable[[object], ISecureTransport | None]) -> None:
-        super().__init__(known)
-        self._door = door
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or self._door(name) is not None
-
-    def __missing__(self, name: object) -> ISecureTransport:
-        if found := self._door(name):
-            return found
-        raise HandshakeFailure("the token was used up a moment ago")
 
 
 def _noise(key_pair: KeyPair, token: bytes) -> PrivateNoise:
@@ -156,6 +142,8 @@ async def _ask(address: str, peer: ID, token: bytes) -> bytes:
     port = int(found[3].split("/")[2])
     async with await trio.open_tcp_stream(found[2], port) as stream:
         raw = RawConnection(TrioTCPStream(stream), initiator=True)
+        if relay := relay_of(address):
+            await _pass_through(raw, relay, peer)
         name = TProtocol(GUEST_NOISE + token_id(token))
         guest = _noise(ed25519_key_pair(ephemeral_identity().seed), token)
         session = await SecurityMultistream({name: guest}).secure_outbound(raw, peer)
@@ -166,3 +154,14 @@ async def _ask(address: str, peer: ID, token: bytes) -> bytes:
     if len(key) != SECRET_BYTES:
         raise _TooLateError
     return key
+
+
+async def _pass_through(raw: RawConnection, relay: PeerId, hidden: ID) -> None:
+    """Have a relay put the peer behind it in its own place; raises ValueError if it does not."""
+    known = SecurityMultistream({TProtocol(f"{PASSAGE}{hidden}"): ThroughRelay()})
+    try:
+        await known.select_transport(raw, is_initiator=True)
+    except MultiselectError:
+        raise ValueError(
+            f"the relay {relay} is not held by that machine now, or lets no guests through"
+        ) from None

@@ -163,7 +163,7 @@ def build_host(
     if muxer == "own":
         _use_own_muxer(swarm)
     if guests and network_key:
-        admit_guests(swarm, key_pair, network_key, guests)
+        admit_guests(host, key_pair, network_key, guests)
     return host
 
 

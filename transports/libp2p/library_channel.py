@@ -3,6 +3,7 @@
 Not for use with strangers: a cancellation during a read or write can end the whole connection.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -12,7 +13,7 @@ from libp2p.exceptions import BaseLibp2pError
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Channel, begun
+from transports.base import MESSAGE_BYTES_MAX, Channel, begun, receive_one_by_one
 from transports.libp2p.channel import StreamChannel
 from transports.libp2p.dialling import libp2p_id, root
 from transports.libp2p.stream import Stream
@@ -65,6 +66,10 @@ class LibraryChannel:
                 raise ChannelClosed(self._remote, "the stream ended")
             data += more
         return bytes(data)
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Receive them in turn; see the protocol."""
+        await receive_one_by_one(self, take)
 
     async def close(self) -> None:
         """Send no more."""

@@ -2,16 +2,17 @@
 
 The fast paths are a plain TCP socket under Noise, and a stream of another connection, which is a
 circuit through a relay: records are encrypted by a plain function and offered to either at once.
-They rely on private names of libp2p 0.8.1. Anything else below (a pre-shared key, a WebSocket) goes
-through the session's own read and write.
+They rely on private names of libp2p 0.8.1 and noiseprotocol 0.3.1. Anything else below (a
+pre-shared key, a WebSocket) goes through the session's own read and write.
 """
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
 import trio
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from libp2p.abc import ISecureConn
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
@@ -19,6 +20,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
+from noise.state import CipherState  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.stream import Stream
@@ -104,7 +106,9 @@ class NoiseRecords:
     """A session's records: frames are sealed into them, and taken out of what has arrived."""
 
     def __init__(self, session: SecureSession, noise: NoiseTransportReadWriter) -> None:
-        self._encrypt, self._decrypt = noise.encrypt, noise.decrypt
+        state = noise.noise_state.noise_protocol
+        self._encrypt = _cipher(state.cipher_state_encrypt, "encrypt")
+        self._decrypt = _cipher(state.cipher_state_decrypt, "decrypt")
         self._plain = session._drain(None)
         self._raw = bytearray()
 
@@ -355,6 +359,26 @@ class SessionWire:
         """Close the session below."""
         with trio.move_on_after(CLOSE_S_MAX):
             await self._session.close()
+
+
+def _cipher(state: CipherState, way: str) -> Callable[[bytes], bytes]:
+    """Return a function that goes on where one direction of a handshake has left its state.
+
+    The library's own goes through six functions for each record, on the path of every token.
+    A nonce is the record's number; 2**64 of them, after which a connection must end, never come.
+    """
+    aead = state.cipher.cipher
+    assert isinstance(aead, ChaCha20Poly1305), "libp2p's Noise has no other cipher"
+    crypt, number = getattr(aead, way), state.n
+
+    def next_record(data: bytes) -> bytes:
+        nonlocal number
+        nonce = b"\0\0\0\0" + number.to_bytes(8, "little")
+        number += 1
+        found: bytes = crypt(nonce, data, None)
+        return found
+
+    return next_record
 
 
 def _packed(frames: Iterable[bytes], size_max: int) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p.circuit_messages import HOP, MESSAGE_BYTES_MAX, STOP, CircuitStatus
+from transports.libp2p.guest_passage import let_guests_through
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
 from transports.libp2p.relay_limits import Bucket, RelayLimits, RelayTable, site_of
@@ -131,6 +132,8 @@ class Relay:
         self._asking: dict[ID, int] = {}
         self._bytes = self._refused = 0
         host.set_stream_handler(TProtocol(protocol), self._serve)
+        if protocol == HOP:
+            let_guests_through(host, self._held_by)
 
     def share_rate(self, other: "Relay") -> None:
         """Carry no more than another relay of this host and this one may together."""
@@ -212,6 +215,11 @@ class Relay:
             log.info("peer %s can be called through this one", peer)
         expires = int(self._unix_s() + self._table.limits.reservation_s)
         return messages.reserved(expires, self._addresses()[: messages.ADDRESSES_MAX])
+
+    def _held_by(self, peer: ID) -> Connection | None:
+        """Return the connection to a peer that can be called through this one."""
+        connection = self._table.find(peer, trio.current_time()) if self.is_on() else None
+        return None if connection is None or connection.is_closed else connection
 
     async def _connect(self, asking: Connection, target: ID) -> tuple[CircuitStatus, End | None]:
         """Bring a caller to a hidden peer; return its stream if it takes the call."""

@@ -5,6 +5,7 @@ for our own channels, which does at once what can be done at once.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -76,6 +77,7 @@ class Stream(IMuxedStream):
         self.ended = self.dead = False
         self.finished = self._abandoned = False
         self._wanted = 0  # bytes that a reader waits for
+        self._told: Callable[[], bool] | None = None
         self._reader = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -98,6 +100,18 @@ class Stream(IMuxedStream):
         while len(self.buffer) < size and not (self.ended or self.dead or self._abandoned):
             self._wanted = size
             await self._reader.park()
+
+    async def wait_told(self, told: Callable[[], bool]) -> None:
+        """Have a function called when bytes arrive, until it returns True or no more will come.
+
+        It is called by the connection's own reader: it must neither wait nor raise.
+        """
+        self._told = told
+        try:
+            while self._told is not None and not (self.ended or self.dead or self._abandoned):
+                await self._reader.park()
+        finally:
+            self._told = None
 
     async def wait_end(self) -> None:
         """Wait until the remote sends no more, or the stream is gone; drops what arrives."""
@@ -151,7 +165,11 @@ class Stream(IMuxedStream):
         """Bytes arrived."""
         if not self._abandoned:
             self.buffer += data
-            if len(self.buffer) >= self._wanted:
+            if self._told is None:
+                if len(self.buffer) >= self._wanted:
+                    self._reader.unpark_all()
+            elif self._told():
+                self._told = None
                 self._reader.unpark_all()
 
     def opened(self) -> None:

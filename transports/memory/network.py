@@ -25,6 +25,7 @@ from transports.base import (
     Handler,
     Reachability,
     begun,
+    receive_one_by_one,
 )
 from transports.memory.pipe import CallAt, Pipe, in_a_task
 
@@ -108,6 +109,10 @@ class MemoryChannel:
             is_lost = self._in.severed and not self._closed
             raise ChannelClosed(self._remote, "the channel was closed", is_lost=is_lost)
         return message
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Receive them in turn; see `transports.base.Channel.receive_each`."""
+        await receive_one_by_one(self, take)
 
     async def close(self) -> None:
         """Say that no more messages follow; see `transports.base.Channel.close`."""

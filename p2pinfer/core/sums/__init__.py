@@ -11,10 +11,12 @@ from p2pinfer.core.sums.member import (
     PUBLIC_BYTES,
     SEALED_BYTES,
     SETS_MAX,
+    SUMMED_MIN,
     SumMember,
     SumRefused,
     default_threshold,
     encrypted_bytes,
+    least_summed,
     share_bytes,
 )
 from p2pinfer.core.sums.parameters import MEMBERS_MAX, NUMBER_MAX
@@ -28,10 +30,12 @@ __all__ = [
     "PUBLIC_BYTES",
     "SEALED_BYTES",
     "SETS_MAX",
+    "SUMMED_MIN",
     "BadSum",
     "SumMember",
     "SumRefused",
     "default_threshold",
     "encrypted_bytes",
+    "least_summed",
     "share_bytes",
 ]

@@ -82,9 +82,21 @@ def _blamed(member: int) -> Iterator[None]:
         raise
 
 
+SUMMED_MIN = 3
+"""Of two in a sum, each would see what the other added."""
+
+
 def default_threshold(members: int) -> int:
     """Return how many members open a sum, unless a task says otherwise: more than half."""
     return members // 2 + 1
+
+
+def least_summed(members: int) -> int:
+    """Return how many of a group must be in its sum, so that no one member sees another's share.
+
+    In a group of two each does: who is in one has agreed to that.
+    """
+    return max(default_threshold(members), min(members, SUMMED_MIN))
 
 
 def encrypted_bytes(count: int, parameters: SumParameters = STANDARD) -> int:
@@ -251,7 +263,7 @@ class SumMember:
             BadSum: one is no ciphertext.
             SumRefused: too few, or without what this member gave; or another sum was added up.
         """
-        if len(ciphertexts) < self._threshold:
+        if len(ciphertexts) < max(self._threshold, min(self._members, SUMMED_MIN)):
             raise SumRefused(f"a sum of {len(ciphertexts)} members shows too much of each")
         mine = ciphertexts.get(self._me, b"")
         if self._given and blake3(mine).digest() not in self._given:

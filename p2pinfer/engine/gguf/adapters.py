@@ -58,6 +58,15 @@ def is_adapter(header: GgufHeader) -> bool:
     return _text(header, "general.type") == "adapter"
 
 
+def check_is_adapter(header: GgufHeader) -> None:
+    """Raise BadModelFile if a file is none."""
+    if not is_adapter(header):
+        raise BadModelFile(
+            f"{header.name} is no adapter: add a model of its own without --base, and convert an"
+            " adapter of PEFT with llama.cpp's convert_lora_to_gguf.py first"
+        )
+
+
 def check_adapter(header: GgufHeader, base: GgufHeader) -> list[LowRank]:
     """Return what an adapter changes of a model, in its file's order.
 
@@ -65,11 +74,7 @@ def check_adapter(header: GgufHeader, base: GgufHeader) -> list[LowRank]:
         BadModelFile: it is none, is damaged, or was made for another model.
         UnsupportedModel: it is of a kind that is not served.
     """
-    if not is_adapter(header):
-        raise BadModelFile(
-            f"{header.name} is no adapter: add a model of its own without --base, and convert an"
-            " adapter of PEFT with llama.cpp's convert_lora_to_gguf.py first"
-        )
+    check_is_adapter(header)
     kind = _text(header, "adapter.type")
     if kind != "lora" or any(key.startswith("adapter.alora.") for key in header.metadata):
         what = "an aLoRA" if kind == "lora" else kind or "unknown"

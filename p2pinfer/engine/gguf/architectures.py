@@ -40,6 +40,9 @@ class Windows:
     """A file without a window has no such layers. Else llama.cpp aborts where no layer is windowed:
     a slice of full layers alone then gets a block behind its last layer, of those that draft
     tokens, which is windowed, has no tensors and never runs."""
+    in_zeros: bool = False
+    """That block must be a layer, of zeros: what is in front of all layers, or the sizes of shared
+    tensors, depends on one that is windowed."""
 
 
 class Memory(Enum):
@@ -72,6 +75,11 @@ class Rules:
     rope_of_full_layers: bool = False
     """Only layers that see everything use the tensor of rope frequencies, and llama.cpp refuses it
     in a slice that has none of them."""
+    period: int = 1
+    """What a layer is goes by its number modulo this, which no metadata changes: a slice has layers
+    of zeros in front of its first, which add nothing, to begin at a multiple."""
+    whole_period: bool = False
+    """llama.cpp aborts on a slice without the last layer of a period: zeros behind stand for it."""
     blocks_min: int = 1
     """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
     is_hybrid: bool = False
@@ -80,18 +88,22 @@ class Rules:
     state_interval: int | None = None
     """Every layer but the last of so long an interval keeps a state, where the metadata does not
     say which; None: those without heads for keys and values."""
+    layer_norm: bool = False
+    """Means are taken off in norms (LayerNorm), as in no architecture that stands in for ends."""
     head_norm: str = "output_norm.weight"
     """The tensor in front of the head."""
     out_of_layer: str = "l_out"
     """The graph's node behind a layer."""
+    out_of_last: str | None = None
+    """And behind the last one, without a number, where nodes are named for the next layer."""
     rows_into: str | None = None
     """The graph's node that rows are written into: given as embeddings, they would be scaled, or
     llama.cpp would want more of them, or none."""
     left_out: tuple[str, ...] = ()
     """Metadata that only pictures need."""
     derived: Derived | None = None
-    only_at: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """Metadata that must have this value, or else the reason why the model is refused."""
+    only_at: Mapping[str, tuple[Sequence[int], str]] = field(default_factory=dict)
+    """Metadata that must have one of these values, or else the reason why the model is refused."""
 
 
 def _float32(number: float) -> float:
@@ -130,11 +142,14 @@ def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
     return found
 
 
-_PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
-_SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
+_PER_LAYER_INPUTS = ((0,), "every layer takes the tokens themselves, not only rows")
+_SHARED_CELLS = ((0,), "its last layers use the KV cells of layers before them")
 
 _LFM2_NORM = "token_embd_norm.weight"
 """The norm in front of the head, by a wrong name that files have."""
+
+WINDOW_KEY = "attention.sliding_window"
+WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
 
 _EMBEDDED, _SCALED, _GIVEN = "embd", "inp_scaled", "model.input_embed"
 
@@ -184,7 +199,7 @@ RULES: Mapping[str, Rules] = {
         models="ERNIE 4.5 MoE",
         dense_lead=True,
         only_at={
-            "interleave_moe_layer_step": (1, "which of its layers have experts goes by number")
+            "interleave_moe_layer_step": ((1,), "which of its layers have experts goes by number")
         },
     ),
     "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
@@ -222,6 +237,40 @@ RULES: Mapping[str, Rules] = {
     "olmo2": Rules(
         models="OLMo 2 and 3", windows=Windows(period=4, optional=True), head_everywhere=True
     ),
+    "cohere2": Rules(
+        models="Command R7B, Command A",
+        windows=Windows(period=4, in_zeros=True),
+        layer_norm=True,
+    ),
+    "step35": Rules(
+        models="Step 3.5",
+        windows=Windows(in_zeros=True),
+        dense_lead=True,
+        head_everywhere=True,
+        out_of_layer="attn_norm_in",
+        out_of_last="h_nextn",
+    ),
+    # Every fourth layer goes without positions.
+    "llama4": Rules(
+        models="Llama 4 Scout, Maverick",
+        period=4,
+        whole_period=True,
+        only_at={
+            "interleave_moe_layer_step": (
+                (0, 1, 2, 4),
+                "which of its layers have experts goes by number, in another period than positions",
+            ),
+            WINDOW_KEY: (
+                (8192,),
+                "a window of its own makes llama.cpp take positions from the last layer alone",
+            ),
+            WINDOW_PATTERN_KEY: (
+                (4,),
+                "its layers without positions are others than its full ones",
+            ),
+        },
+    ),
+    "smollm3": Rules(models="SmolLM3", period=4),
     # Some layers keep a state.
     "granitehybrid": Rules(models="Granite 4 H", is_hybrid=True, scales_embeddings=True),
     "lfm2": Rules(models="LFM 2 and 2.5", is_hybrid=True, head_norm=_LFM2_NORM),
@@ -254,19 +303,21 @@ RULES: Mapping[str, Rules] = {
 """The architectures that split exactly, by their names in GGUF files."""
 
 _SHORT_SIGHT = "its attention picks positions with an index that several layers share"
-_COUNTS_FOURS = "every fourth layer, counted from a slice's first, goes without positions"
+_STREAMS = "its layers pass on several streams of rows"
+_STATES = "its layers keep a state, and nobody has proven yet that they split"
 REFUSED: Mapping[str, str] = {
-    "cohere2": "a slice of layers without positions alone ends llama.cpp",
+    "bailingmoe3": _STATES,
     "command-r": "llama.cpp wants other tensors of it if it has 64 layers or more",
     "deepseek32": _SHORT_SIGHT,
-    "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
+    "deepseek4": f"{_STREAMS}, and some take the tokens themselves",
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
+    "glm5-next": _STREAMS,
+    "hy_v4": _STREAMS,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
-    "kimi-linear": "its layers keep a state, and nobody has proven yet that they split",
-    "llama4": _COUNTS_FOURS,
-    "smollm3": _COUNTS_FOURS,
-    "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
+    "kimi-linear": _STATES,
+    "minimax-m3": _SHORT_SIGHT,
+    "qwen4exp": _STREAMS,
 }
 """Reasons; any other architecture is refused because it is not proven."""
 
@@ -287,12 +338,17 @@ _SHARED_TENSORS = frozenset(
     ("token_embd.weight", "output.weight", "output.bias", *NORM_TENSORS, *ROPE_TENSORS)
 )
 
+_CLAMPS = ("swiglu_clamp_exp", "swiglu_clamp_shexp")
+"""What experts' outputs are limited to, 0 for nothing; all other arrays hold counts."""
+_COUNTS = (ValueType.UINT32, ValueType.INT32, ValueType.BOOL)
+
 PER_LAYER_KEYS = (
     "feed_forward_length",
     "expert_feed_forward_length",
     "expert_used_count",
     "attention.head_count",
     "attention.head_count_kv",
+    *_CLAMPS,
 )
 """Metadata that may be an array with an item per layer."""
 
@@ -304,8 +360,6 @@ _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
 
 STATE_LAYERS_KEY = "attention.recurrent_layers"
 STATE_INTERVAL_KEY = "full_attention_interval"
-WINDOW_KEY = "attention.sliding_window"
-WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
 _SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
 """llama.cpp takes a model of exactly this number of layers for the 27B, and scales its attention
 as the 27B's."""
@@ -325,11 +379,13 @@ def check_splits(header: GgufHeader, info: ModelInfo) -> Rules:
             raise _unsupported(info, f"it has a tensor {name!r} of which no layer is known")
     neutral = _NEUTRAL if rules.dense_lead else {**_NEUTRAL, DENSE_LEAD_KEY: 0}
     for suffix, value in neutral.items():
-        if not _is_at(header, f"{architecture}.{suffix}", value):
+        if not _is_at(header, f"{architecture}.{suffix}", (value,)):
             raise _unsupported(info, f"its {architecture}.{suffix} is not {value}")
-    for suffix, (value, reason) in rules.only_at.items():
-        if not _is_at(header, f"{architecture}.{suffix}", value):
+    for suffix, (values, reason) in rules.only_at.items():
+        if not _is_at(header, f"{architecture}.{suffix}", values):
             raise _unsupported(info, reason)
+    if rules.whole_period and info.layers % rules.period:
+        raise _unsupported(info, f"its number of layers is no multiple of {rules.period}")
     for key, array in header.metadata.items():
         if isinstance(array, Array) and key.startswith(f"{architecture}."):
             _check_array(header, info, key, array)
@@ -344,6 +400,11 @@ def check_splits(header: GgufHeader, info: ModelInfo) -> Rules:
 def layers_at_once_max(header: GgufHeader, info: ModelInfo) -> int:
     """Return how many layers a peer may choose to serve; any fewer are fine too."""
     return min(_odd_lengths(header, info), default=info.layers + 1) - 1
+
+
+def layers_of_zeros_max(info: ModelInfo) -> int:
+    """Return how many layers of zeros may stand, and run, in front of a slice's own."""
+    return RULES[info.architecture].period - 1
 
 
 def check_range(header: GgufHeader, info: ModelInfo, first: int, end: int) -> None:
@@ -365,10 +426,10 @@ def _unsupported(info: ModelInfo, reason: str) -> UnsupportedModel:
     return UnsupportedModel(f"{info.name} cannot be split: {reason}")
 
 
-def _is_at(header: GgufHeader, key: str, neutral: int) -> bool:
-    """Whether metadata is absent, or has this value."""
+def _is_at(header: GgufHeader, key: str, allowed: Sequence[int]) -> bool:
+    """Whether metadata is absent, or has one of these values."""
     value = header.metadata.get(key)
-    return value is None or (isinstance(value, Value) and value.decode() == neutral)
+    return value is None or (isinstance(value, Value) and value.decode() in allowed)
 
 
 def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) -> None:
@@ -377,15 +438,16 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
         return  # llama.cpp makes the other directions' positions itself for tokens, and only then
     if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY, STATE_LAYERS_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
-    if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
+    are_counts = suffix not in _CLAMPS
+    if array.element not in (_COUNTS if are_counts else (ValueType.FLOAT32,)):
         raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
     if array.count != info.layers + drafting_blocks(header):
         raise BadModelFile(
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )
-    is_positive = all(isinstance(item, int) and item > 0 for item in array.decode())
     may_be_zero = RULES[info.architecture].is_hybrid
-    if suffix in PER_LAYER_KEYS and not (is_positive or may_be_zero):
+    is_positive = all(isinstance(item, int) and item > 0 for item in array.decode())
+    if suffix in PER_LAYER_KEYS and are_counts and not (is_positive or may_be_zero):
         raise BadModelFile(f"{info.name} is damaged: {key} holds a number below 1")
 
 
@@ -412,52 +474,3 @@ def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
             f"llama.cpp scales the attention of a {prefix} by its number of layers when that is"
             f" {_SCALED_BY_LAYERS[prefix]}",
         )
-
-
-def layer_memories(header: GgufHeader, info: ModelInfo) -> Sequence[Memory] | None:
-    """Return what each layer of a hybrid remembers; None if the model is none."""
-    prefix, rules = info.architecture, RULES[info.architecture]
-    if not rules.is_hybrid:
-        return None
-    if rules.state_interval is None:
-        heads = _of_layers(header, f"{prefix}.attention.head_count_kv", info.layers)
-        widths = _of_layers(header, f"{prefix}.feed_forward_length", info.layers)
-        is_mixed = isinstance(header.metadata.get(f"{prefix}.feed_forward_length"), Array)
-        return [
-            Memory.CELLS if kv else Memory.NOTHING if is_mixed and wide else Memory.STATE
-            for kv, wide in zip(heads, widths, strict=True)
-        ]
-    named = header.metadata.get(f"{prefix}.{STATE_LAYERS_KEY}")
-    if isinstance(named, Array):
-        keep = [bool(item) for item in named.decode()][: info.layers]
-    else:
-        interval = header.integer(f"{prefix}.{STATE_INTERVAL_KEY}") or rules.state_interval
-        keep = [(layer + 1) % interval != 0 for layer in range(info.layers)]
-    return [Memory.STATE if each else Memory.CELLS for each in keep]
-
-
-def _of_layers(header: GgufHeader, key: str, layers: int) -> list[int]:
-    """Return metadata that is a number for all layers, or one for each."""
-    found = header.metadata.get(key)
-    if isinstance(found, Array):
-        return [int(item) for item in found.decode()][:layers]
-    return [header.integer(key) or 0] * layers
-
-
-def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | None:
-    """Return for each layer whether its attention is windowed, or None if no layer's is.
-
-    llama.cpp reads a window in other architectures' files too, and ignores it.
-    """
-    prefix, rules = info.architecture, RULES[info.architecture]
-    if rules.windows is None or not header.integer(f"{prefix}.{WINDOW_KEY}"):
-        return None
-    pattern = header.metadata.get(f"{prefix}.{WINDOW_PATTERN_KEY}")
-    if isinstance(pattern, Array):
-        return [bool(item) for item in pattern.decode()][: info.layers]
-    period = header.integer(f"{prefix}.{WINDOW_PATTERN_KEY}")
-    if period is None:
-        period = rules.windows.period
-    assert period is not None  # of one that must name each layer, check_splits has found them
-    full = 0 if rules.windows.full_first else period - 1
-    return [period == 0 or layer % period != full for layer in range(info.layers)]

@@ -19,6 +19,9 @@ from p2pinfer.engine.gguf.values import Array, Value, ValueType
 LAYERS_KEY = "p2pinfer.layers"
 """How many of the model's layers a slice has, where that is not what llama.cpp counts in it."""
 
+LAYERS_BEFORE_KEY = "p2pinfer.layers_before"
+"""How many layers of zeros stand in front of a slice's own, where some do to fill a period."""
+
 _SIDE = 32
 """Numbers in the only head, and in the rows between the feed-forward's matrices."""
 
@@ -31,7 +34,7 @@ _Metadata = dict[str, Value | Array]
 
 def plan_embedding(header: GgufHeader, info: ModelInfo, rules: Rules) -> SlicePlan:
     """Plan the first end: tokens in, rows in front of layer 0 out; raises as ``check_bare``."""
-    check_bare(header, info)
+    check_bare(header, info, rules)
     scale = _embedding_scale(header, info, rules)
     stand_in = "llama" if scale is None else "granite"
     metadata = _metadata(header, info, stand_in, keeps_tokenizer=True)
@@ -43,7 +46,7 @@ def plan_embedding(header: GgufHeader, info: ModelInfo, rules: Rules) -> SlicePl
 
 def plan_head(header: GgufHeader, info: ModelInfo, rules: Rules) -> SlicePlan:
     """Plan the last end: rows behind the last layer in, logits out; raises as ``check_bare``."""
-    check_bare(header, info)
+    check_bare(header, info, rules)
     cap, scale = _logits_cap(header, info, rules), _logits_scale(header, info, rules)
     stand_in = "gemma2" if cap else "granite" if scale else "llama"
     metadata = _metadata(header, info, stand_in, keeps_tokenizer=False)
@@ -61,7 +64,7 @@ def plan_head(header: GgufHeader, info: ModelInfo, rules: Rules) -> SlicePlan:
     return SlicePlan(metadata, (*tensors, *_layer(info.width, stand_in)))
 
 
-def check_bare(header: GgufHeader, info: ModelInfo) -> None:
+def check_bare(header: GgufHeader, info: ModelInfo, rules: Rules) -> None:
     """Raise UserError if no end without layers computes what this model does behind its last."""
     for name in ("output.bias", NORM_TENSORS[1]):
         if name in header.tensors:
@@ -69,6 +72,11 @@ def check_bare(header: GgufHeader, info: ModelInfo) -> None:
                 f"an end of {info.name} must keep a layer: it has a tensor {name!r}, and no other"
                 " architecture that llama.cpp knows stands in for its head; say --keep-layers 1"
             )
+    if rules.layer_norm:
+        raise UserError(
+            f"an end of {info.name} must keep a layer: no other architecture that llama.cpp knows"
+            " stands in for the norm in front of its head; say --keep-layers 1"
+        )
 
 
 def _metadata(

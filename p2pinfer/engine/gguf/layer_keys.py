@@ -137,6 +137,11 @@ class WholeMatrix:
         """How much is kept."""
         return self.tensor.nbytes
 
+    @property
+    def outputs(self) -> int:
+        """Numbers of a product."""
+        return self.tensor.shape[1]
+
     def residual(self, given: Floats, found: Floats) -> float:
         """Return how far a product is from the true one, relative to it; see ``FoldedMatrix``."""
         inputs, outputs = self.tensor.shape

@@ -10,7 +10,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from p2pinfer.engine.gguf.adapters import read_slice_header
-from p2pinfer.engine.gguf.architectures import DENSE_LEAD_KEY
+from p2pinfer.engine.gguf.architectures import DENSE_LEAD_KEY, RULES
+from p2pinfer.engine.gguf.bare_ends import LAYERS_BEFORE_KEY
 from p2pinfer.engine.gguf.model_header import DRAFTING_BLOCKS_KEY, split_layer
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array, Scalar
@@ -32,8 +33,16 @@ def layer_kinds(header: GgufHeader) -> list[str]:
             of_layer = tensors.setdefault(place[0], [])
             of_layer.append(f"{place[1]} {tensor.type.name} {tensor.shape}")
     arrays = _arrays(header)
+    rules = RULES.get(header.string("general.architecture") or "")
+    period = rules.period if rules else 1
     return [
-        "\n".join([*sorted(tensors[layer]), *(f"{k} {v[layer]}" for k, v in arrays.items())])
+        "\n".join(
+            [
+                *sorted(tensors[layer]),
+                *(f"{k} {v[layer]}" for k, v in arrays.items()),
+                *([f"{layer % period} of {period}"] if period > 1 else []),
+            ]
+        )
         for layer in sorted(tensors)
     ]
 
@@ -41,15 +50,17 @@ def layer_kinds(header: GgufHeader) -> list[str]:
 def layers_to_probe(header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN) -> int:
     """Return how many of a slice's first layers to probe: one of each kind is among them.
 
-    They have ``least_bytes`` of weights, or are all there are.
+    They have ``least_bytes`` of weights, or are all there are. Layers of zeros in front, which run
+    anyway, are not counted.
     """
-    kinds = layer_kinds(header)
-    sizes = [0] * len(kinds)
+    before = header.integer(LAYERS_BEFORE_KEY) or 0
+    kinds = layer_kinds(header)[before:]
+    sizes = [0] * (before + len(kinds))
     for tensor in header.tensors.values():
         if place := split_layer(tensor.name):
             sizes[place[0]] += tensor.nbytes
     count = max((kinds.index(kind) + 1 for kind in set(kinds)), default=0)
-    while count < len(kinds) and sum(sizes[:count]) < least_bytes:
+    while count < len(kinds) and sum(sizes[before:][:count]) < least_bytes:
         count += 1
     return count
 

@@ -28,11 +28,10 @@ from p2pinfer.engine.gguf.architectures import (
     Rules,
     check_range,
     check_splits,
-    layer_memories,
-    windowed_layers,
 )
-from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY, plan_embedding, plan_head
+from p2pinfer.engine.gguf.bare_ends import LAYERS_BEFORE_KEY, LAYERS_KEY, plan_embedding, plan_head
 from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
+from p2pinfer.engine.gguf.layer_facts import layer_memories, windowed_layers
 from p2pinfer.engine.gguf.model_header import (
     DRAFTING_BLOCKS_KEY,
     EMBEDDING,
@@ -181,8 +180,8 @@ def _layer_metadata(
     """Give the metadata that speaks of layers, for the layers of the slice alone."""
     prefix = info.architecture
     windowed = windowed_layers(header, info)
-    kept = [*windowed[first:end]] if windowed else []
-    order = _order(header, info, first, end, is_last=is_last)
+    order = _order(header, info, rules, first, end, is_last=is_last)
+    kept = [windowed[layer] for layer, _ in order] if windowed else []
     # What llama.cpp insists on and the slice has not, a block behind its layers stands for: it has
     # no tensors, never runs, and has the metadata of the last layer.
     spare = 1 if _lacks_windows(rules, kept) or end - first < rules.blocks_min else 0
@@ -190,6 +189,8 @@ def _layer_metadata(
     changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, blocks)}
     if len(order) > end - first:
         changes[LAYERS_KEY] = Value.of(ValueType.UINT32, end - first)
+    if before := first % rules.period:
+        changes[LAYERS_BEFORE_KEY] = Value.of(ValueType.UINT32, before)
     for suffix in PER_LAYER_KEYS:
         array = header.metadata.get(f"{prefix}.{suffix}")
         if isinstance(array, Array):
@@ -243,7 +244,7 @@ def _layer_tensors(
         for name, source in ROPE_TENSORS.items()
         if name in header.tensors and not (no_rope and name == ROPE_FREQUENCIES)
     ]
-    order = _order(header, info, first, end, is_last=is_last)
+    order = _order(header, info, rules, first, end, is_last=is_last)
     numbers = {layer: number for number, (layer, is_zeros) in enumerate(order) if not is_zeros}
     for tensor in header.tensors.values():
         place = split_layer(tensor.name)
@@ -260,23 +261,33 @@ def _layer_tensors(
 
 
 def _order(
-    header: GgufHeader, info: ModelInfo, first: int, end: int, *, is_last: bool
+    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int, *, is_last: bool
 ) -> list[tuple[int, bool]]:
     """Return a slice's layers, and whether each stands there as zeros, for its kind alone.
 
     Those stand behind the others and never run; in the last end, where the last layer is the one
-    that runs for the last row alone, they stand in front.
+    that runs for the last row alone, they stand in front. What makes a slice begin at a period's
+    first layer stands in front in any slice.
     """
-    own = [(layer, False) for layer in range(first, end)]
-    zeros = [(layer, True) for layer in _lacking_kinds(header, info, first, end)]
+    begin = first - first % rules.period
+    own = [(layer, layer < first) for layer in range(begin, end)]
+    zeros = [(layer, True) for layer in _lacking_kinds(header, info, rules, first, end)]
     return zeros + own if is_last else own + zeros
 
 
-def _lacking_kinds(header: GgufHeader, info: ModelInfo, first: int, end: int) -> list[int]:
-    """Return a layer of each kind that a slice of a hybrid lacks.
+def _lacking_kinds(
+    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int
+) -> list[int]:
+    """Return layers of the kinds that llama.cpp wants in a slice and this one lacks.
 
-    The last of each kind: behind a slice's dense layers, llama.cpp wants one with experts.
+    Of a hybrid the last of each kind: behind a slice's dense layers, llama.cpp wants one with
+    experts.
     """
+    if rules.whole_period and first // rules.period == end // rules.period:
+        return [*range(end, end - end % rules.period + rules.period)]
+    windowed = windowed_layers(header, info)
+    if windowed and rules.windows and rules.windows.in_zeros and not any(windowed[first:end]):
+        return [max(layer for layer, is_windowed in enumerate(windowed) if is_windowed)]
     memories = layer_memories(header, info)
     if memories is None:
         return []

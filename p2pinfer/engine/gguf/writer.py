@@ -18,6 +18,10 @@ COPY_BLOCK_BYTES = 1 << 20
 """Copying holds this much in memory, however large the model."""
 
 
+class _Zeros(bytes):
+    """A run of zeros, which takes no room on the disk where files may have holes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A run of bytes in a file."""
@@ -74,7 +78,11 @@ def write_gguf(path: Path, metadata: Metadata, tensors: Sequence[NewTensor]) -> 
     try:
         with _appearing_whole(path) as file:
             for block in gguf_blocks(metadata, tensors):
-                file.write(block)
+                if isinstance(block, _Zeros):
+                    file.seek(len(block), os.SEEK_CUR)
+                else:
+                    file.write(block)
+            file.truncate()
     except OSError as error:
         culprit = error.filename or path
         raise UserError(f"cannot write {path}: {culprit}: {error.strerror}") from error
@@ -99,7 +107,7 @@ def _blocks(tensor: NewTensor) -> Iterator[bytes]:
     left = tensor.nbytes
     if tensor.source is None:
         while left:
-            yield bytes(min(left, COPY_BLOCK_BYTES))
+            yield _Zeros(min(left, COPY_BLOCK_BYTES))
             left -= min(left, COPY_BLOCK_BYTES)
         return
     source = tensor.source

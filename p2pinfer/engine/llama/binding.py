@@ -30,7 +30,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
-from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
+from p2pinfer.engine.gguf.bare_ends import LAYERS_BEFORE_KEY, LAYERS_KEY
 from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.llama.ggml import Ggml
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
@@ -104,7 +104,8 @@ class Settings:
     flash_attention: bool = True
     """llama.cpp's default; without it, far positions take less time on some CPUs."""
     device: str = ""
-    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU."""
+    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU. Several,
+    with commas between them, share the layers, which measurements compare with."""
     fixed: bool = False
     """Decode only one row, or one fixed number of them: what is narrow goes row by row."""
 
@@ -181,8 +182,7 @@ class Slice:
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._rows_into = _rows_into(self._model)
-        node = _out_of_layer(self._model)
-        self._nodes = [f"{node}-{layer}".encode() for layer in range(self.layers)]
+        self._nodes = _outs_of_layers(self._model, self.layers)
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             if self._owns_model:
@@ -740,7 +740,9 @@ def _load_model(path: Path, settings: Settings) -> Any:
     devices = _ggml.device_list(settings.device)
     # Always told, or prompts are multiplied on a GPU although the layers are not there.
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
-    params.split_mode, params.main_gpu = _llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    is_split = "," in settings.device
+    modes = _llama_cpp.LLAMA_SPLIT_MODE_NONE, _llama_cpp.LLAMA_SPLIT_MODE_LAYER
+    params.split_mode, params.main_gpu = modes[is_split], 0
     params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
@@ -773,10 +775,15 @@ def _rows_into(model: Any) -> bytes:
     return rules.rows_into.encode() if rules and rules.rows_into else b""
 
 
-def _out_of_layer(model: Any) -> str:
-    """Name the nodes behind layers, without their numbers."""
+def _outs_of_layers(model: Any, layers: int) -> list[bytes]:
+    """Name the nodes behind layers, from a slice's own first on."""
     rules = RULES.get(_said(model, "general.architecture"))
-    return rules.out_of_layer if rules else "l_out"
+    node = rules.out_of_layer if rules else "l_out"
+    if rules and rules.out_of_last:
+        names = [*(f"{node}-{layer}" for layer in range(1, layers)), rules.out_of_last]
+    else:
+        names = [f"{node}-{layer}" for layer in range(layers)]
+    return [name.encode() for name in names[int(_said(model, LAYERS_BEFORE_KEY) or 0) :]]
 
 
 def _said(model: Any, key: str) -> str:
@@ -794,6 +801,11 @@ def _refusal(what: str, path: Path) -> EngineError | BadModelFile:
 
 def _last_error() -> str:
     return _log_lines[-1] if _log_lines else "no reason given"
+
+
+def add_servers(endpoints: Sequence[str]) -> str:
+    """Return, for ``Settings.device``, all devices of llama.cpp's own servers; raises UserError."""
+    return ",".join(_ggml.add_servers(endpoints))
 
 
 def build_fingerprint() -> str:

@@ -23,7 +23,7 @@ from p2pinfer.engine.base import (
 )
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.gpu import Gpu
-from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
+from p2pinfer.engine.llama.process import Answer, Answered, Pending, Worker, open_worker
 from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
 from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.store.slice_files import in_use
@@ -114,17 +114,20 @@ class _LocalCopy:
         self._worker, self._layers, self._copies = worker, layers, copies
         self._generation = worker.generation
         self.values_type = ""
+        self._positions_at_once = 0
         copies.append(self)
 
     async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
-        keys, values, count = [], [], 1
-        while first < end:
-            count = min(count, end - first)
-            _, *found = await self._ask("read", layer, first, first + count)
-            keys.append(found[0])
-            values.append(found[1])
-            first += count
-            count = max(READ_BYTES * count // (len(found[0]) + len(found[1])), 1)
+        if not self._positions_at_once:
+            _, *found = await self._ask("read", layer, 0, 1)
+            self._positions_at_once = max(READ_BYTES // sum(map(len, found)), 1)
+        many = self._positions_at_once
+        # All of it is asked for before any is awaited: each answer may take a decode of others.
+        asked = [
+            self._start("read", layer, at, min(at + many, end)) for at in range(first, end, many)
+        ]
+        answers = [await each.wait() for each in asked]
+        keys, values = zip(*((keys, values) for _, keys, values in answers), strict=True)
         return b"".join(keys), b"".join(values)
 
     async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
@@ -138,10 +141,13 @@ class _LocalCopy:
                 self._worker.tell("drop")
 
     async def _ask(self, kind: str, *values: object) -> Answer:
+        return await self._start(kind, *values).wait()
+
+    def _start(self, kind: str, *values: object) -> Pending:
         assert self in self._copies
         if not self._is_alive():
             raise EngineDied("the engine's process died, and the copy of the cells with it")
-        return await self._worker.ask(kind, *values)
+        return self._worker.start(kind, *values)
 
     def _is_alive(self) -> bool:
         return self._worker.is_running and self._worker.generation == self._generation

@@ -71,6 +71,9 @@ class Ggml:
         sizes = ctypes.POINTER(size)
         declared: Sequence[tuple[Any, Any, Sequence[Any]]] = (
             (registry.ggml_backend_load, pointer, [text]),
+            (registry.ggml_backend_register, None, [pointer]),
+            (base.ggml_backend_reg_dev_count, size, [pointer]),
+            (base.ggml_backend_reg_dev_get, pointer, [pointer, size]),
             (registry.ggml_backend_dev_count, size, []),
             (registry.ggml_backend_dev_get, pointer, [size]),
             (base.ggml_backend_dev_name, text, [pointer]),
@@ -110,18 +113,42 @@ class Ggml:
         description = self.base.ggml_backend_dev_description(handle).decode(errors="replace")
         return FoundDevice(name, description, kind, free.value, total.value, handle)
 
-    def device_list(self, name: str) -> Any:
-        """Return the list of one device that llama.cpp takes, or an empty one for no name.
+    def add_servers(self, endpoints: Sequence[str]) -> list[str]:
+        """Count what llama.cpp's own servers have among the devices; return the devices' names.
+
+        Args:
+            endpoints: ``host:port`` of each. They must answer: the library ends the process
+                otherwise.
+
+        Raises:
+            UserError: these libraries have no client of such servers.
+        """
+        rpc = ctypes.CDLL(str(libraries.required("ggml-rpc", self._where)))
+        rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+        names: list[str] = []
+        for endpoint in endpoints:
+            found = rpc.ggml_backend_rpc_add_server(endpoint.encode())
+            self._registry.ggml_backend_register(found)
+            for index in range(self.base.ggml_backend_reg_dev_count(found)):
+                device = self.base.ggml_backend_reg_dev_get(found, index)
+                names.append(self.base.ggml_backend_dev_name(device).decode())
+        self._devices = None
+        return names
+
+    def device_list(self, names: str) -> Any:
+        """Return the list of devices that llama.cpp takes, or an empty one for no name.
+
+        ``names``: with commas between them.
 
         Raises:
             UserError: there is no such device any more.
         """
-        if not name:
-            return (ctypes.c_void_p * 1)(None)
-        for each in self.devices():
-            if each.name == name:
-                return (ctypes.c_void_p * 2)(each.handle, None)
-        raise UserError(f"there is no GPU {name} here any more; see: p2pinfer peers --why")
+        wanted = names.split(",") if names else []
+        handles = {each.name: each.handle for each in self.devices()} if names else {}
+        for name in wanted:
+            if name not in handles:
+                raise UserError(f"there is no GPU {name} here any more; see: p2pinfer peers --why")
+        return (ctypes.c_void_p * (len(wanted) + 1))(*(handles[name] for name in wanted), None)
 
     def read(self, tensor: int, size: int) -> bytes:
         """Return a tensor's first bytes, from whatever memory holds them."""

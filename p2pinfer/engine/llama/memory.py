@@ -9,7 +9,8 @@ import psutil
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.cgroups import memory_left_bytes
-from p2pinfer.engine.gguf.architectures import RULES, Memory, layer_memories
+from p2pinfer.engine.gguf.architectures import RULES, Memory
+from p2pinfer.engine.gguf.layer_facts import layer_memories
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array

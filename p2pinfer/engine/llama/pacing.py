@@ -4,6 +4,9 @@ A trace is nobody's answer, so it lets others decode between any two of its step
 little: after each of their decodes it runs for a tenth of the time that this one took. So a trace
 ends even where somebody always waits, in eleven times its own time; and what waits then is put off
 by a tenth of what was decoded before it, or by one step of a layer.
+
+A trace that is late, because the model is large and its stage never rests, goes on at half the
+speed that it would have alone, as far as nobody then waits for it longer than a moment.
 """
 
 import time
@@ -13,6 +16,13 @@ from typing import Final
 OTHERS_SHARE: Final = 10
 """How many times the trace's own time others may decode while it goes on. Seven prompts of 64 rows
 that wait for the eighth are put off by 45 ms in all, at 60 ms a decode of them."""
+
+LATE_NS: Final = 8_000_000_000
+"""After which a trace is late: a requester waits a minute for four."""
+
+MOMENT_NS: Final = 25_000_000
+"""That a late trace may run after others have decoded for as long, with a step behind it that may
+take as long again."""
 
 
 class Pacing:
@@ -27,7 +37,7 @@ class Pacing:
         self, let_others: Callable[[], bool], now_ns: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         self._let_others, self._now_ns = let_others, now_ns
-        self._since_ns = now_ns()
+        self._began_ns = self._since_ns = now_ns()
         self._owed_ns = 0
         """That the trace may run before others decode again."""
 
@@ -38,4 +48,7 @@ class Pacing:
         self._since_ns = now_ns
         if self._owed_ns <= 0 and self._let_others():
             self._since_ns = self._now_ns()
-            self._owed_ns = (self._since_ns - now_ns) // OTHERS_SHARE
+            taken_ns = self._since_ns - now_ns
+            self._owed_ns = taken_ns // OTHERS_SHARE
+            if self._since_ns - self._began_ns > LATE_NS:
+                self._owed_ns = max(self._owed_ns, min(taken_ns, MOMENT_NS))

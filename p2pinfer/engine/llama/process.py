@@ -51,7 +51,7 @@ Answer = list[Any]
 Answered = Callable[[Answer | EngineError], None]
 
 
-class _Pending:
+class Pending:
     """An answer that a task is waiting for."""
 
     def __init__(self) -> None:
@@ -59,10 +59,12 @@ class _Pending:
         self._answer: Answer | EngineError = []
 
     def resolve(self, answer: Answer | EngineError) -> None:
+        """Take the answer."""
         self._answer = answer
         self._event.set()
 
     async def wait(self) -> Answer:
+        """Return the answer once it is there; raises EngineError if that is what it is."""
         await self._event.wait()
         if isinstance(self._answer, EngineError):
             raise self._answer
@@ -107,9 +109,13 @@ class Worker:
             EngineError: the engine refused.
             EngineDied: no worker is running now, or it ended before it answered.
         """
-        pending = _Pending()
+        return await self.start(kind, *values).wait()
+
+    def start(self, kind: str, *values: Any) -> Pending:
+        """Send a request, whose answer can be awaited once; raises as ``request``."""
+        pending = Pending()
         self.request(pending.resolve, kind, *values)
-        return await pending.wait()
+        return pending
 
     def tell(self, kind: str, *values: Any) -> None:
         """Send a request that has no answer; never waits.

@@ -159,7 +159,9 @@ class _Worker:
                 self._clear(slot)
                 for part in self.parts:
                     part.forget(slot)
-            case ["copy" | "read" | "trace" | "drop", *_]:
+            case ["read", number, layer, first, end]:  # at once: it takes a moment, and no turn
+                self._try(number, lambda: [*self._first.read(layer, first, end)])
+            case ["copy" | "trace" | "drop", *_]:
                 self._errands.append(frame)
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
@@ -169,8 +171,6 @@ class _Worker:
         match frame:
             case ["copy", number, slot, positions]:
                 self._try(number, lambda: [self._first.copy(slot, positions)])
-            case ["read", number, layer, first, end]:
-                self._try(number, lambda: [*self._first.read(layer, first, end)])
             case ["trace", number, position, regime, row, layers]:
                 span = Span(0, position, self._rows(row), layers=layers)
                 self._try(number, lambda: [self._trace(span, Regime(regime))])

@@ -17,10 +17,12 @@ from p2pinfer.core.sums.member import (
     PUBLIC_BYTES,
     SEALED_BYTES,
     SETS_MAX,
+    SUMMED_MIN,
     SumMember,
     SumRefused,
     default_threshold,
     encrypted_bytes,
+    least_summed,
     share_bytes,
 )
 from p2pinfer.core.sums.parameters import NUMBER_MAX, STANDARD
@@ -41,8 +43,9 @@ def rounds(draw: st.DrawFn) -> tuple[int, int, set[int], set[int], list[int], in
     """Draw members, a threshold, givers of keys, contributors, sharers, a count and a seed."""
     count = draw(st.integers(2, 5))
     threshold = draw(st.integers(2, count))
-    some = st.sets(st.integers(0, count - 1), min_size=threshold)
-    givers, contributors = draw(some), draw(some)
+    everybody = st.integers(0, count - 1)
+    givers = draw(st.sets(everybody, min_size=threshold))
+    contributors = draw(st.sets(everybody, min_size=max(threshold, min(count, SUMMED_MIN))))
     who = draw(st.permutations(sorted(givers)))[:threshold]
     return (
         count,
@@ -239,9 +242,9 @@ def judge(sender: int | None, call: Callable[[], object]) -> None:
         assert error.member in {sender, None}  # noqa: PT017 - it need not be raised
 
 
-GROUP = members(3, 2, COUNT, givers=(0, 1))
+GROUP = members(4, 2, COUNT, givers=(0, 1, 3))
 """Members that mutated bytes are shown to; these change nothing, so one group does."""
-GIVEN = encrypted(GROUP, updates(COUNT, 2))
+GIVEN = encrypted(GROUP, {m: each for m, each in updates(COUNT, 4).items() if m != 2})
 
 
 def fuzz(random: Random, times: int) -> None:
@@ -297,13 +300,23 @@ def test_a_sealing_key_that_seals_for_everybody_is_refused() -> None:
 
 def test_members_are_numbered() -> None:
     """A number beyond the members is refused wherever one is named."""
-    with pytest.raises(BadSum, match="no member 3"):
-        GROUP[0].add({**GIVEN, 3: GIVEN[1]})
+    with pytest.raises(BadSum, match="no member 4"):
+        GROUP[0].add({**GIVEN, 4: GIVEN[1]})
     fresh = SumMember(CONTEXT, 3, 2, 0, COUNT, drawing(5), SMALL)
     with pytest.raises(BadSum, match="no member -1"):
         fresh.meet({-1: GROUP[1].hello})
     with pytest.raises(BadSum, match="not met"):
         fresh.take(1, GROUP[1].public, b"")
+
+
+def test_a_sum_of_two_is_refused() -> None:
+    """Of a group of three or more: each of the two would see what the other added."""
+    assert [least_summed(n) for n in (2, 3, 4, 5, 6, 64)] == [2, 3, 3, 3, 4, 33]
+    group = members(3, 2, COUNT)
+    ciphertexts = encrypted(group, updates(COUNT, 3))
+    with pytest.raises(SumRefused, match="a sum of 2 members shows too much"):
+        group[0].add({number: ciphertexts[number] for number in (0, 1)})
+    group[0].add(ciphertexts)
 
 
 def test_more_than_half_open_a_sum() -> None:

@@ -257,7 +257,7 @@ def strings(count: int) -> Array:
     ("model", "reason"),
     [
         (header("gemma3n"), "gemma3n cannot be split: its layers take more"),
-        (header("smollm3"), "smollm3 cannot be split: every fourth layer"),
+        (header("kimi-k3"), "kimi-k3 cannot be split: its layers look back"),
         (header("kimi-linear"), "kimi-linear cannot be split: its layers keep a state"),
         (
             header("gemma4", {"gemma4.attention.shared_kv_layers": u32(2)}),

@@ -16,14 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pinfer.core.errors import BadModelFile, EngineError, UserError
+from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel, UserError
 from p2pinfer.engine.gguf import architectures, slicing
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
 from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slice_plan import SlicePlan
-from p2pinfer.engine.gguf.slicing import extents, plan_first_end, plan_last_end, write_slice
+from p2pinfer.engine.gguf.slicing import (
+    extents,
+    plan_first_end,
+    plan_last_end,
+    plan_stage,
+    write_slice,
+)
 from tests.support.cuts import (
     BLOCK,
     NARROW,
@@ -34,7 +40,7 @@ from tests.support.cuts import (
     plan_bare_chain,
     plan_chain,
 )
-from tests.support.model_factory import Recipe, write_model
+from tests.support.model_factory import EXPERTS, Plain, Recipe, write_model
 from tests.support.recipes import CASES
 from tests.support.tiny_models import OF_EXPERTS, QUANTISATIONS, TINY, quantise
 
@@ -81,9 +87,11 @@ def difference(model: Path, name: str, how: Questions, folder: Path) -> float:
 
 
 USUAL = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "MXFP4")
+IN_BRIEF = ("llama4-interleaved", "step35-drafting")
+"""Others of their architecture are in all quantisations."""
 HYBRIDS = [n for n, case in CASES.items() if RULES[case.recipe.architecture].is_hybrid]
 IN_ONE_QUANTISATION = "Q4_K_M"
-"""All others of hybrids are in ``test_all_of_it`` alone, to save time."""
+"""All others of hybrids and of cases in brief are in ``test_all_of_it`` alone, to save time."""
 
 
 def quantised(*quantisations: str) -> list[tuple[str, str]]:
@@ -98,8 +106,9 @@ def quantised(*quantisations: str) -> list[tuple[str, str]]:
 
 def usual() -> list[tuple[str, str]]:
     """Return the cases of every day."""
-    return [each for each in quantised(*USUAL) if each[0] not in HYBRIDS] + [
-        (name, IN_ONE_QUANTISATION) for name in HYBRIDS
+    brief = (*HYBRIDS, *IN_BRIEF)
+    return [each for each in quantised(*USUAL) if each[0] not in brief] + [
+        (name, IN_ONE_QUANTISATION) for name in brief
     ]
 
 
@@ -138,7 +147,20 @@ def test_all_of_it(
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma2", "gemma4", "gpt-oss", "laguna", "mimo2", "nemotron_h", "olmo2"]
+    "name",
+    [
+        "cohere2",
+        "gemma2",
+        "gemma4",
+        "gpt-oss",
+        "laguna",
+        "llama4",
+        "mimo2",
+        "nemotron_h",
+        "olmo2",
+        "smollm3",
+        "step35",
+    ],
 )
 def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     """Slices of one layer, windowed or not."""
@@ -148,8 +170,8 @@ def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
 
 
-NO_BARE_ENDS = ("phimoe", "starcoder2")
-"""Their heads have biases."""
+NO_BARE_ENDS = ("cohere2", "phimoe", "starcoder2")
+"""Their heads have biases, or a norm that no other architecture has."""
 
 SCALED_OR_CAPPED = ("gemma", "gemma2", "gemma4", "granite", "minicpm", "minicpm-scaled")
 
@@ -176,7 +198,7 @@ def test_ends_without_layers_of_all(models: Models, name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", NO_BARE_ENDS)
-def test_a_head_with_biases_keeps_a_layer(models: Models, name: str, tmp_path: Path) -> None:
+def test_a_head_of_its_own_kind_keeps_a_layer(models: Models, name: str, tmp_path: Path) -> None:
     """No other architecture stands in for it."""
     with pytest.raises(UserError, match=r"must keep a layer.*say --keep-layers 1"):
         bare_difference(models(name, "Q8_0"), name, tmp_path)
@@ -253,6 +275,7 @@ REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
     "phimoe": {"head_everywhere": False},
     "qwen2moe": {"head_everywhere": False},
     "qwen3next": {"is_hybrid": False},
+    "step35": {"windows": Windows()},
 }
 
 
@@ -312,7 +335,9 @@ def run(path: Path, end: str) -> "subprocess.CompletedProcess[bytes]":
 @pytest.mark.parametrize(
     ("name", "end", "naive", "assertion"),
     [
+        ("cohere2", "last", {"windows": Windows(period=4)}, b"tensor buffer not set"),
         ("gemma4", "first", {"blocks_min": 1}, b"n_layer_kv_from_start >= 2"),
+        ("llama4", "first", {"whole_period": False}, b"tensor buffer not set"),
         ("mimo2", "first", {"windows": None}, b"is_swa_any"),
         ("qwen3vl", "last", {"left_out": ()}, b"ggml_can_repeat"),
     ],
@@ -356,10 +381,47 @@ def test_a_slice_of_one_kind_of_layer_ends_llama_cpp(
     assert b"GGML_ASSERT" in ended.stderr
 
 
-def test_a_smollm3_cut_anywhere_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused; were it cut, its logits would differ by little: only 0 will do."""
-    monkeypatch.setattr(architectures, "RULES", {**RULES, "smollm3": Rules(models="SmolLM3")})
-    model = tmp_path / "smollm3.gguf"
-    write_model(Recipe("smollm3", layers=6), model)
-    plans = plan_chain(read_header(model), (1, 3))
+@pytest.mark.parametrize("name", ["llama4", "smollm3"])
+def test_layers_counted_from_a_slices_first_are_silently_wrong(
+    models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fourth goes without positions; a smollm3's logits differ by little: only 0 will do."""
+    model = models(name, "F16")
+    header, off_period = read_header(model), 3
+    first = plan_first_end(header, off_period)
+    with_rules(monkeypatch, name, replace(RULES[name], period=1, whole_period=False))
+    plans = [first, plan_last_end(header, model_info(header).layers - off_period)]
     assert chain_difference(model, plans, ask_whole(model, SHORT), SHORT, tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "layers", "reason"),
+    [
+        ({"interleave_moe_layer_step": 3}, 8, "in another period than positions"),
+        ({"interleave_moe_layer_step": 1}, 6, "no multiple of 4"),
+        (
+            {"interleave_moe_layer_step": 1, "attention.sliding_window": 0},
+            8,
+            "the last layer alone",
+        ),
+    ],
+)
+def test_a_llama4_of_another_rhythm_is_refused(
+    metadata: dict[str, Plain], layers: int, reason: str, tmp_path: Path
+) -> None:
+    """What no zeros in front set right."""
+    model = tmp_path / "model.gguf"
+    write_model(Recipe("llama4", layers, {**EXPERTS, **metadata}), model)
+    with pytest.raises(UnsupportedModel, match=reason):
+        plan_first_end(read_header(model), 1)
+
+
+def test_zeros_in_front_take_no_room_on_the_disk(models: Models, tmp_path: Path) -> None:
+    """They are holes, where the file system has them."""
+    model, path = models("llama4", "Q8_0"), tmp_path / "stage.gguf"
+    header = read_header(model)
+    plan = plan_stage(header, 3, 4)
+    write_slice(plan, extents(header, model), path)
+    layer = model_info(header).layer_bytes[3]
+    assert path.stat().st_size > 2 * layer
+    assert path.stat().st_blocks * 512 < 2 * layer

@@ -11,7 +11,8 @@ import trio
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.gguf.architectures import Memory, layer_memories
+from p2pinfer.engine.gguf.architectures import Memory
+from p2pinfer.engine.gguf.layer_facts import layer_memories
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span

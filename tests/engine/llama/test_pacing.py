@@ -14,7 +14,7 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.frames import PartConfig, Splitter, WorkerConfig
 from p2pinfer.engine.llama import loaded_part, worker
-from p2pinfer.engine.llama.pacing import OTHERS_SHARE, Pacing
+from p2pinfer.engine.llama.pacing import LATE_NS, MOMENT_NS, OTHERS_SHARE, Pacing
 from tests.support.tiny_models import TINY, write_tiny
 from tests.support.whole import open_model
 
@@ -116,6 +116,31 @@ def test_others_go_first_but_for_a_share() -> None:
     between = {b - a - 500 for a, b in pairwise(turns)}
     assert between == {56}  # whole steps that make a tenth of 500
     assert 700 * OTHERS_SHARE - 500 <= 500 * len(turns) <= 700 * OTHERS_SHARE + 500
+
+
+def test_a_late_trace_goes_on_at_half_speed() -> None:
+    """Others wait for it no longer than a moment at once, and it ends."""
+    now_ns, turns = 0, list[int]()
+    step_ns, decode_ns = 4_000_000, 60_000_000
+
+    def let_others() -> bool:
+        nonlocal now_ns
+        turns.append(now_ns)
+        now_ns += decode_ns
+        return True
+
+    pacing = Pacing(let_others, lambda: now_ns)
+    for _ in range(1000):
+        now_ns += step_ns
+        pacing.pause()
+    waited = [b - a - decode_ns for a, b in pairwise(turns)]
+    early = [ns for at, ns in zip(turns, waited, strict=False) if at + decode_ns <= LATE_NS]
+    late = waited[len(early) :]
+    assert set(early) == {2 * step_ns}  # whole steps that make a tenth
+    assert {ns for ns in late if ns > 2 * step_ns} == {7 * step_ns}  # that make a moment
+    assert max(late) <= MOMENT_NS + step_ns
+    alone_ns = 1000 * step_ns
+    assert now_ns < LATE_NS + alone_ns * (1 + decode_ns / MOMENT_NS)
 
 
 def test_a_trace_that_ran_alone_has_saved_nothing() -> None:

@@ -52,6 +52,16 @@ SLOW_US = SLOW_TIMES * CLAIMED_US * 10 + 1
         pytest.param([("fast", 11, 25, 100)], (900, SLOW_US, 900), TIMES_MIN, 1, id="slow"),
         pytest.param([("fast", 11, 25, 100)], (900, SLOW_US, 900), TIMES_MIN - 1, None, id="few"),
         pytest.param([("fast", 11, 25, 100)], (900, SLOW_US - 1, 9), 20, None, id="not so slow"),
+        pytest.param(
+            [("fast", 11, 25, 100)], (SLOW_US, 2 * SLOW_US, SLOW_US), 20, None, id="a busy machine"
+        ),
+        pytest.param(
+            [("fast", 11, 25, 100)],
+            (SLOW_US, 5 * SLOW_US, SLOW_US),
+            20,
+            1,
+            id="and slower by itself",
+        ),
         pytest.param([("no", 11, 25, 510)], (900, SLOW_US, 900), 20, None, id="no better"),
         pytest.param([("silent", 11, 25, 0)], (900, SLOW_US, 900), 20, None, id="says nothing"),
         pytest.param([("other", 21, 29, 100)], (900, SLOW_US, 900), 20, None, id="other layers"),

@@ -97,6 +97,23 @@ def test_two_words_in_one_place_are_both_passed_on() -> None:
     assert mine.hear(said_by(1, Kind.REVEAL)) is Reception.USELESS
 
 
+def test_attempts_do_not_pile_up_what_they_gave() -> None:
+    """What the last one gave, sums and the model are kept; earlier updates are not."""
+    mine = board()
+    for attempt in range(3):
+        assert mine.hear(said_by(1, attempt=attempt)) is Reception.NEW
+        for kind in (Kind.UPDATE, Kind.RESULT):
+            data = f"{kind} {attempt}".encode()
+            payload = Payload(mine.hold(data), len(data))
+            said = said_by(1, kind, attempt=attempt, data=b"", payload=payload)
+            assert mine.hear(said) is Reception.NEW
+    head = mine.hold(b"model")
+    mine.hold(b"nobody's")
+    mine.begin(1, 2, [head])
+    kept = {b"update 1", b"update 2", b"result 0", b"result 1", b"result 2", b"model"}
+    assert {*mine.payloads.values()} == kept
+
+
 def test_tasks_are_heard_from_their_proposers_alone() -> None:
     """A task that somebody changed is another one's, and nobody signed it."""
     tasks = KnownTasks(verify)

@@ -144,10 +144,10 @@ async def test_a_group_loses_its_sum(phase: Phase, autojump_clock: MockClock) ->
 async def test_a_slow_member_is_not_waited_for(autojump_clock: MockClock) -> None:
     """It learns for longer than there is time; the others' updates count, and it hears of it."""
     with trio.fail_after(SHORT_S):
-        async with learners(task(rounds=2, group=3, least=3)) as them:
-            await them.add(0)
-            await them.add(1)
-            slow = await them.add(2, toy_work(2, train_s=90.0))
+        async with learners(task(rounds=2, members=4, group=3, least=3)) as them:
+            for number in range(3):
+                await them.add(number)
+            slow = await them.add(3, toy_work(3, train_s=90.0))
             heads = await them.finish()
     assert len({each.child for each in heads}) == 1
     assert [each.number for each in slow.reports] == [1, 2]

@@ -12,10 +12,19 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.messages import Linked, Refusal
-from p2pinfer.core.opening import OpenedTrace, check_roots, check_signed, decode, encode
+from p2pinfer.core.opening import (
+    BadOpening,
+    OpenedTrace,
+    check_roots,
+    check_shown,
+    check_signed,
+    decode,
+    encode,
+)
 from p2pinfer.core.proving import CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.receipts import Signed
 from p2pinfer.core.regimes import Regime
+from p2pinfer.core.shown_layers import ShownLayers
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import CannotCopy
 from peers.asking.experience import INNOCENT
@@ -59,10 +68,12 @@ class Settled:
         """Return a stage's receipt for all positions."""
         return self.evidence.stages[index].signed(self.positions)[self.positions]
 
-    def cells(self, index: int) -> AbstractAsyncContextManager[CommittedCells]:
+    def cells(
+        self, index: int, *, by_layers: bool = False
+    ) -> AbstractAsyncContextManager[CommittedCells]:
         """Ask a stage to sign for its cells."""
-        hop = self.made.route[index]
-        return open_cells(self.made.me, hop, self.evidence.terms, self.receipt(index))
+        hop, terms = self.made.route[index], self.evidence.terms
+        return open_cells(self.made.me, hop, terms, self.receipt(index), by_layers=by_layers)
 
     async def rows(self, index: int, positions: Iterable[int]) -> dict[int, AskedRow]:
         """Return what came into a stage."""
@@ -304,3 +315,59 @@ async def test_more_bytes_than_allowed_are_not_kept(
         with pytest.raises(PeerError):
             await it.open(1, 100)
         assert trio.current_time() - begun <= CELLS_S_MAX + 1
+
+
+async def test_some_layers_are_opened(autojump_clock: MockClock) -> None:
+    """Those that are named, of each row others, and K and V only of the first of them."""
+    async with settled(1) as it:
+        wanted = {9: ShownLayers(26, 5, 2), 64: ShownLayers(27, 3, 3), 100: ShownLayers(4, 1, 0)}
+        async with it.cells(0, by_layers=True) as cells:
+            assert cells.by_layers
+            await cells.ask(await it.rows(0, wanted), wanted)
+            found = [await cells.next() for _ in wanted]
+        for each, shown in zip(found, wanted.values(), strict=True):
+            assert decode(encode(each)) == each
+            check_signed(each, verify)
+            check_roots(each)
+            check_shown(each, shown.of(28))
+        with pytest.raises(BadOpening, match="not the layers"):
+            check_shown(found[0], ShownLayers(26, 5, 3).of(28))
+        async with it.cells(0, by_layers=True) as cells:  # all, unless others are named
+            await cells.ask(await it.rows(0, [9]))
+            check_shown(await cells.next(), dict.fromkeys(range(28), True))
+
+
+async def test_layers_of_others_are_refused(autojump_clock: MockClock) -> None:
+    """A stage opens what it has, for the rows that it was asked for, and waits for no one long."""
+    async with settled() as it:
+        rows = await it.rows(1, [9])
+        for shown in (ShownLayers(10, 1, 1), ShownLayers(0, 11, 1)):
+            async with it.cells(1, by_layers=True) as cells:
+                await cells.ask(rows, {9: shown})
+                with pytest.raises(RefusedError, match="not among 10"):
+                    await receive(cells._channel, StepsAre)
+        async with it.cells(1, by_layers=True) as cells:
+            cells.by_layers = False  # so that it names none
+            await cells.ask(rows)
+            await trio.sleep(ASKED_S_MAX + 1)
+            with pytest.raises(RefusedError, match="too long"):
+                await cells.next()
+        assert it.made.engines[1].machine.copies == 0
+
+
+async def test_a_stage_that_hides_its_leaves_opens_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signature under the steps is worth nothing without them."""
+    honest = send
+
+    async def hide(channel: Channel, message: Any) -> None:
+        is_pledge = isinstance(message, PledgeIs)
+        await honest(channel, evolve(message, leaves=()) if is_pledge else message)
+
+    async with settled(1) as it:
+        monkeypatch.setattr(prover, "send", hide)
+        async with it.cells(0, by_layers=True) as cells:
+            await cells.ask(await it.rows(0, [9]), {9: ShownLayers(3, 4, 2)})
+            with pytest.raises(BadOpening, match="one for each layer"):
+                check_roots(await cells.next())
