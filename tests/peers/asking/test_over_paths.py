@@ -110,5 +110,6 @@ async def test_an_answer_goes_on_over_another_relay(via: int, dies: int) -> None
             assert session.evidence
             assert await session.evidence.settle(len(session.tokens)) is None
         assert found == await expected(PROMPT, COUNT, BOUNDS)
+        assert top.via
         assert top.via.path[dies] != before[dies]
         nursery.cancel_scope.cancel()
