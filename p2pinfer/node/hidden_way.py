@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,6 +22,9 @@ from peers.discovery.directory import Directory
 from peers.discovery.path_relays import Relay, blocks_of, missing_without, pick_relays
 from transports.base import Reach, Relaying, Transport
 from transports.identity import Identity, ephemeral_identity
+
+if TYPE_CHECKING:  # half a second of imports
+    from transports.libp2p.transport import Libp2pTransport
 
 _log = logging.getLogger("p2pinfer.path")
 
@@ -46,7 +49,7 @@ GET_RELAYS = "start some on machines that serve no layers (p2pinfer relay), or a
 
 
 @dataclass(frozen=True)
-class Way:
+class OpenedWay:
     """A transport, and how to begin on it."""
 
     transport: Transport
@@ -72,8 +75,11 @@ def check_hops(hops: int, network: str | Reach) -> None:
 class _Outside:
     """What is called from this machine's own address: as few peers as possible."""
 
-    def __init__(self, transport: "Transport", directory: Directory, chance: Random) -> None:
-        self._transport, self._directory, self._chance = transport, directory, chance
+    def __init__(
+        self, transport: "Libp2pTransport", network: str, directory: Directory, chance: Random
+    ) -> None:
+        self._transport, self._network = transport, network
+        self._directory, self._chance = directory, chance
         self.seen_by: dict[PeerId, None] = {}
         """Who has seen this machine, in order."""
 
@@ -81,6 +87,41 @@ class _Outside:
     def known(self) -> list[Advertisement]:
         """All that is advertised, as far as it was shown."""
         return self._directory.peers()
+
+    async def find_guard(self, bootstrap: Sequence[str], kept: Sequence[Relay]) -> Relay:
+        """Return the first relay, which has shown its directory; raises NoPath."""
+        for each in kept:
+            if await self.extends(each):
+                return each
+        faults: list[str] = []
+        for address in bootstrap:
+            try:
+                with trio.fail_after(CALL_S_MAX):
+                    relay = (await self._transport.connect(address), (address,))
+                    if await self.extends(relay):
+                        return relay
+                    await self.ask(*relay)
+                    break
+            except (PeerError, trio.TooSlowError) as error:
+                faults.append(str(error) or f"{address} does not answer")
+        for drawn in self.pick(TRIES_MAX, (), ()):
+            if await self.extends(drawn):
+                return drawn
+        raise NoPath(_no_guard(bootstrap, kept, faults))
+
+    async def extends(self, relay: Relay) -> bool:
+        """Whether a peer extends paths, and has shown its directory."""
+        from transports.libp2p.path import Extension
+
+        self.seen_by[relay[0]] = None
+        try:
+            with trio.fail_after(CALL_S_MAX):
+                await Extension(self._transport, self._network, [relay]).check()
+                await self.ask(*relay)
+        except (PeerError, trio.TooSlowError) as error:
+            _log.info("%s is no first relay: %s", relay[0], error)
+            return False
+        return True
 
     async def ask(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Have a peer show its directory; raises PeerError."""
@@ -99,7 +140,7 @@ class _Outside:
 @asynccontextmanager
 async def open_hidden_way(
     bootstrap: Sequence[str], network: str | Reach, hops: int, chance: Random
-) -> AsyncIterator[Way]:
+) -> AsyncIterator[OpenedWay]:
     """Open a transport that reaches everybody through one relay or two, while the block lasts.
 
     Raises:
@@ -116,42 +157,9 @@ async def open_hidden_way(
         identity = ephemeral_identity()
         below = await stack.enter_async_context(open_libp2p(identity, (), reach))
         directory = Directory(below, identity, chance)
-        outside = _Outside(below, directory, chance)
+        outside = _Outside(below, reach.network, directory, chance)
         guards = Guards(_named(reach), chance)
-
-        async def extends(relay: Relay) -> bool:
-            """Whether a peer extends paths, and has shown its directory."""
-            outside.seen_by[relay[0]] = None
-            try:
-                with trio.fail_after(CALL_S_MAX):
-                    await Extension(below, reach.network, [relay]).check()
-                    await outside.ask(*relay)
-            except (PeerError, trio.TooSlowError) as error:
-                _log.info("%s is no first relay: %s", relay[0], error)
-                return False
-            return True
-
-        async def find_guard() -> Relay:
-            for kept in guards.load():
-                if await extends(kept):
-                    return kept
-            faults: list[str] = []
-            for address in bootstrap:
-                try:
-                    with trio.fail_after(CALL_S_MAX):
-                        relay = (await below.connect(address), (address,))
-                        if await extends(relay):
-                            return relay
-                        await outside.ask(*relay)
-                        break
-                except (PeerError, trio.TooSlowError) as error:
-                    faults.append(str(error) or f"{address} does not answer")
-            for drawn in outside.pick(TRIES_MAX, (), ()):
-                if await extends(drawn):
-                    return drawn
-            raise NoPath(_no_guard(bootstrap, guards.load(), faults))
-
-        guard = await find_guard()
+        guard = await outside.find_guard(bootstrap, guards.load())
         seconds: list[Relay] = []
         if hops > 1:
             seconds = outside.pick(SPARE_MAX, (), [guard])
@@ -183,7 +191,7 @@ async def open_hidden_way(
         free = [each for each in outside.known if each.peer not in barred and each.addresses]
         chance.shuffle(free)
         ways_in = [each.addresses[0] for each in free[:WAYS_IN_MAX]]
-        yield Way(below, identity, ways_in, list(dict.fromkeys(barred)))
+        yield OpenedWay(below, identity, ways_in, list(dict.fromkeys(barred)))
 
 
 def _named(reach: Reach) -> str:

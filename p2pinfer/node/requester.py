@@ -459,11 +459,9 @@ async def open_client(
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        swarm = await stack.enter_async_context(
-            open_swarm_connection(
-                options.bootstrap, options.network, kind=options.transport, via=options.via
-            )
-        )
+        kind, via = options.transport, options.via
+        joined = open_swarm_connection(options.bootstrap, options.network, kind=kind, via=via)
+        swarm = await stack.enter_async_context(joined)
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("looking for peers in the swarm …")
         await swarm.enter(options.model)
@@ -481,10 +479,9 @@ async def open_client(
             model, (own, (first_end, last_end)) = await obtain(
                 transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
             )
-        machine = options.machine
-        step(loading_ends(own, first, last, machine.threads, machine.gpu))
+        step(loading_ends(own, first, last, options.machine.threads, options.machine.gpu))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(machine, model, first, last))
+            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

@@ -14,7 +14,7 @@ from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.logs import note
 from p2pinfer.node.guest_tokens import GuestTokens
-from p2pinfer.node.hidden_way import Way, open_hidden_way
+from p2pinfer.node.hidden_way import OpenedWay, open_hidden_way
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.networks import Membership, is_network_file, open_network
@@ -266,9 +266,9 @@ async def open_swarm_connection(
         network, names = replace(network, mdns=False, dht=False), []
 
     @asynccontextmanager
-    async def plain() -> AsyncIterator[Way]:
+    async def plain() -> AsyncIterator[OpenedWay]:
         async with open_transport(kind, identity, listen, announce, network, guests) as found:
-            yield Way(found, identity, bootstrap)
+            yield OpenedWay(found, identity, bootstrap)
 
     opening = open_hidden_way(bootstrap, network, via, chance) if via else plain()
     with lone_errors():

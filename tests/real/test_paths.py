@@ -120,6 +120,28 @@ def port_of(address: str) -> int:
     return int(address.split("/")[4])
 
 
+def test_too_few_relays_are_an_error_and_nobody_is_asked_otherwise(
+    home: Path, swarm: list[Peer]
+) -> None:
+    """One sentence that says what to do, and the exit code of a swarm that cannot answer.
+
+    The first test: later ones start relays.
+    """
+    for via in ("1", "2"):
+        command = ("chat", "Hello", "--via", via, "--bootstrap", swarm[0].address)
+        done = subprocess.run(
+            [*COMMAND, *command, "--network", NETWORK],
+            capture_output=True,
+            text=True,
+            env=environment(home),
+            check=False,
+        )
+        assert done.returncode == errors.EXIT_NOBODY_SERVES
+        assert not done.stdout
+        assert "p2pinfer relay" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("via", [1, 2])
 async def test_the_same_tokens_though_no_stage_is_called(
     default_model: Path, swarm: list[Peer], relays: list[RelayProcess], via: int
@@ -178,6 +200,7 @@ async def test_a_relay_that_dies_costs_no_token(
     relays[number] = RelayProcess(home, number, swarm[0].address).wait_ready()
 
 
+@pytest.mark.long  # of two processes more for each token: it tells nothing on a busy machine
 @pytest.mark.parametrize("via", [1, 2])
 async def test_the_price_of_relays(
     default_model: Path, home: Path, swarm: list[Peer], relays: list[RelayProcess], via: int
@@ -210,22 +233,3 @@ async def test_the_price_of_relays(
         ratio = statistics.median(took_s[plain]) / statistics.median(took_s[behind])
     (home / f"ratio-{via}").write_text(f"{ratio:.3f}, a token {statistics.median(took_s[plain])} s")
     assert ratio >= DECODE_RATIO_MIN**via
-
-
-def test_too_few_relays_are_an_error_and_nobody_is_asked_otherwise(
-    home: Path, swarm: list[Peer]
-) -> None:
-    """One sentence that says what to do, and the exit code of a swarm that cannot answer."""
-    for via in ("1", "2"):
-        command = ("chat", "Hello", "--via", via, "--bootstrap", swarm[0].address)
-        done = subprocess.run(
-            [*COMMAND, *command, "--network", NETWORK],
-            capture_output=True,
-            text=True,
-            env=environment(home),
-            check=False,
-        )
-        assert done.returncode == errors.EXIT_NOBODY_SERVES
-        assert not done.stdout
-        assert "p2pinfer relay" in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr

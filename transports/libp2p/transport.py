@@ -139,27 +139,30 @@ class Libp2pTransport:
             stranger_upgrader(reach.key, reach.members),
             lambda: self.addresses,
             self.reach_directly,
+            is_off=bool(via),
         )
         """Ways from circuits to direct connections."""
-        if via:
-            self.punches.refuse()
         self.circuits.on_begin, self.circuits.on_call = self.punches.begin, self.punches.called
         self.reach.touched = self.punches.touched
         self._relaying = reach.relaying
         limits = RelayLimits.of(reach.relay_mbit)
-        self.relay = Relay(
-            host, limits, lambda: list(self.own_addresses), time.time, self._relays_for_others
-        )
-        self.extender = Extender(
-            host,
-            reach.network,
+        self.relay = Relay(host, limits, self._where, time.time, self._relays_for_others)
+        self.extender = self._make_extender(limits)
+        """Carries what others say who do not want to be seen."""
+
+    def _where(self) -> list[str]:
+        return list(self.own_addresses)
+
+    def _make_extender(self, limits: RelayLimits) -> Extender:
+        return Extender(
+            self._host,
+            self._network,
             self.relay,
             limits,
             partial(self.reach_directly, own=True),
             lambda peer: [*self.punches.addresses_of(peer), *self._known.get(peer, ())],
-            lambda: self.own_addresses,
+            self._where,
         )
-        """Carries what others say who do not want to be seen."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -478,8 +481,8 @@ async def open_libp2p(
             await nursery.start(run_host, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics, listens=bool(listening))
-            given = (identity, reach, gossip, lookout, announced, meetings, via)
-            transport = Libp2pTransport(host, *given)
+            told = (identity, reach, gossip, lookout, announced, meetings, via)
+            transport = Libp2pTransport(host, *told)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
             nursery.start_soon(transport.circuits.watch.run)
@@ -487,8 +490,7 @@ async def open_libp2p(
             nursery.start_soon(transport.reach.run)
             if transport.port_keeper:
                 nursery.start_soon(transport.port_keeper.run)
-            if not via:  # it dials from a port of this machine
-                nursery.start_soon(transport.punches.run)
+            nursery.start_soon(transport.punches.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error

@@ -89,6 +89,7 @@ class TestOneRelay(GossipContract):
             yield alice, bob
 
 
+@pytest.mark.long  # what TestOneRelay runs, twice as deep
 class TestTwoRelays(TestOneRelay):
     """A requester that hides behind two."""
 
