@@ -33,8 +33,8 @@ HARM_MAX: Final = 0.01
 """By how much a sum may raise the middle members' losses, in parts of them."""
 
 BEST_SHARE_MIN: Final = 0.25
-"""Of the gain of the sum that helps most: one that helps far less than that is as likely poisoned as
-of use. Honest sums helped half as much or more while there was much to learn."""
+"""Of the gain of the sum that helps most: one that helps far less than that is as likely poisoned
+as of use. Honest sums helped half as much or more while there was much to learn."""
 
 TRIMMED: Final = 0.25
 """The share of judges left out at each end, one at least: as many may lie."""

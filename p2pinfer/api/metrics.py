@@ -98,6 +98,11 @@ class Metrics:
             "Rows that stages opened, and whose every step holds; of some, a part of the layers.",
             registry=registry,
         )
+        self._rows_signed = Counter(
+            "p2pinfer_rows_of_proved_stages",
+            "Rows that these stages computed for those answers: the odds are those of a sample.",
+            registry=registry,
+        )
         self._unproved = Counter(
             "p2pinfer_stages_not_proved",
             "Stages that were to open rows, and of which nothing was learned.",
@@ -120,6 +125,7 @@ class Metrics:
             self._audits.labels(audit.verdict.value).inc()
             if audit.verdict is AuditVerdict.PROVED:
                 self._rows_proved.inc(audit.rows_seen(trust.positions))
+                self._rows_signed.inc(trust.positions)
         self._unproved.inc(len(trust.unproved))
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:

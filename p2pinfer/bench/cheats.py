@@ -74,6 +74,17 @@ Look = Callable[[Session], Awaitable[T]]
 """What is done with a session after its last answer, before it ends."""
 
 
+async def _answer(session: Session, prompt: Sequence[int]) -> None:
+    """Have all tokens written; behind one that ends the text it is asked to go on.
+
+    So every answer has as many rows, and a cheat as many false ones, whatever the model says.
+    """
+    text = list(prompt)
+    while left := len(prompt) + ANSWER_TOKENS - len(text):
+        written = session.generate(list(text), Sampling(temperature=0), left)
+        text.extend([token.id async for token in written])
+
+
 async def _glance(_: Session) -> None:
     await trio.lowlevel.checkpoint()
 
@@ -115,6 +126,9 @@ class CheatWorld:
     """Signs as the requester."""
     transport: Transport
     """The requester's."""
+    model: PartsModel
+    folder: Path
+    """For what is kept as long as the world is open."""
     certificate: bytes = b""
     """Of the newest answer whose receipts join up."""
     proofs: list[FraudProof] = field(default_factory=list)
@@ -165,9 +179,7 @@ class CheatWorld:
         session_id = SessionId(self.chance.randbytes(16))
         async with self.requester.open(self.route, session_id, CONTEXT) as session:
             for turn in range(turns):
-                said = prompt[: len(prompt) // (1 + turn)]
-                async for _ in session.generate(said, Sampling(temperature=0), ANSWER_TOKENS):
-                    pass
+                await _answer(session, prompt[: len(prompt) // (1 + turn)])
             return await looks(session)
 
     async def _examine(self, auditor: Auditor, session: Session) -> Trust:
@@ -225,6 +237,8 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
 
         engines = [await stage(opened, each) for each in ranges]
         lower = await stage(lower_model, lies)
+        same = LayerRange(ranges[0].first, ranges[0].first + len(lies))  # no fewer, no more
+        elsewhere = engines[0] if same == ranges[0] else await stage(opened, same)
         auditors = {engine.first: engine for engine in engines}
         auditors[lies.first] = await stage(opened, lies)
         other = await stage(opened, lies, threads=OTHER_THREADS)
@@ -237,7 +251,8 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         requester = Requester(nursery, me, ends, opened.id, Gatherer(nursery, me, chance.randbytes))
-        world = CheatWorld(requester, ends, chance, auditors, other, keys[0].sign, me)
+        sign, kept = keys[0].sign, home / "kept"
+        world = CheatWorld(requester, ends, chance, auditors, other, sign, me, opened, kept)
         for engine, key in zip(engines, keys[1:], strict=True):
             transport = await stack.enter_async_context(network.join(key.peer_id))
             is_cheater = len(world.route) == CHEATER
@@ -246,7 +261,7 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
                 if is_cheater
                 else None
             )
-            _serve(world, transport, key, Host(engine, lower, engines[0], last_layer=last), opened)
+            _serve(world, transport, key, Host(engine, lower, elsewhere, last_layer=last), opened)
         yield world
 
 

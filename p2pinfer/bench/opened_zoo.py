@@ -38,7 +38,8 @@ class Show:
     """How a cheat opens its rows."""
 
     row: ShowRow = lambda _, row, __: row
-    cells: Callable[[CellsCopy], CellsCopy] = lambda copy: copy
+    cells: Callable[[CellsCopy, int], CellsCopy] = lambda copy, _: copy
+    """Takes them, and how many layers they are of."""
     aside: int = 0
     """How far from the asked position it runs the row."""
     refuses: bool = False
@@ -61,7 +62,8 @@ class LyingProver(Prover):
         if self.show and self.show.refuses:
             raise RefusedError.of(self._me, Refusal.ENGINE_FAILED, "the engine is out of order")
         copy = await super().copy(record, positions)
-        return self.show.cells(copy) if self.show else copy
+        opened = record.opened
+        return self.show.cells(copy, opened.end - opened.first) if self.show else copy
 
     async def run(self, shown: ShownCells, position: int, row: bytes) -> RowAgain:
         """Run a row again, and change what comes out."""
@@ -76,7 +78,7 @@ class LyingProver(Prover):
         inputs = [row, *(each[-1] for each in steps[:-1])]
         sent = _sent(shown.record, position).astype("<f4").tobytes()
         again = self.show.row(self._host, RowAgain(position, inputs, steps), sent)
-        self._host.opened.append(again)
+        self._host.opened = self._host.opened or again
         return again
 
     def came_out(self, record: SessionRecord, row: RowAgain) -> bytes:
@@ -99,10 +101,8 @@ def _bent(_: Host, row: RowAgain, sent: bytes) -> RowAgain:
 
 def _replayed(host: Host, row: RowAgain, _: bytes) -> RowAgain:
     """Show what was shown of an earlier session."""
-    if not host.opened:
-        return row
-    old = host.opened[0]
-    return RowAgain(row.position, old.inputs, old.steps)
+    old = host.opened
+    return RowAgain(row.position, old.inputs, old.steps) if old else row
 
 
 def _as_invented(host: Host, row: RowAgain, _: bytes) -> RowAgain:
@@ -138,15 +138,15 @@ class _SelfCentred(Changed):
 class _InventedCells:
     """Cells in which the last layer's V rows are those of nobody, from the start or later on."""
 
-    def __init__(self, copy: CellsCopy, *, late: bool) -> None:
-        self._copy, self._is_inventing = copy, not late
+    def __init__(self, copy: CellsCopy, layers: int, *, late: bool) -> None:
+        self._copy, self._last, self._is_inventing = copy, layers - 1, not late
         self.values_type = copy.values_type
         self.close = copy.close
 
     async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
-        """Return true K rows, and V rows that are negated."""
+        """Return true K rows, and in the last layer V rows that are negated."""
         keys, values = await self._copy.read(layer, first, end)
-        if self._is_inventing:
+        if self._is_inventing and layer == self._last:
             values = (-np.frombuffer(values, "<f2")).tobytes()
         return keys, values
 
@@ -166,6 +166,8 @@ class OpenedCheat:
 
     cheat: Cheat
     show: Show
+    layer: int | None
+    """Which of its layers is to be named, as an index; None where nothing is shown of any."""
 
     @property
     def name(self) -> str:
@@ -173,15 +175,19 @@ class OpenedCheat:
         return self.cheat.name
 
 
-def _shown(name: str, opens: OpenSession, *, warms_up: bool = False, show: Show) -> OpenedCheat:
-    return OpenedCheat(Cheat(name, False, opens, warms_up=warms_up), show)
+def _shown(
+    name: str, opens: OpenSession, *, warms_up: bool = False, show: Show, layer: int = -1
+) -> OpenedCheat:
+    return OpenedCheat(Cheat(name, False, opens, warms_up=warms_up), show, layer)
 
 
-_BENT: Final = Show(_bent)
+def _bending(cheat: Cheat) -> OpenedCheat:
+    if cheat.lie:
+        return OpenedCheat(cheat, Show(refuses=True), None)
+    return OpenedCheat(cheat, Show(_bent), 0 if cheat.layers_differ else -1)
 
-_OF_ROWS: Final = tuple(
-    OpenedCheat(cheat, Show(refuses=True) if cheat.lie else _BENT) for cheat in ZOO if cheat.open
-)
+
+_OF_ROWS: Final = tuple(_bending(cheat) for cheat in ZOO if cheat.open)
 
 OPENED_ZOO: Final = (
     *_OF_ROWS,
@@ -197,8 +203,14 @@ OPENED_ZOO: Final = (
         _self_centred,
         show=Show(_as_invented, partial(_InventedCells, late=True)),
     ),
-    _shown("noise, opened at another position", noisy, show=Show(_bent, aside=1)),
-    _shown("noise, opened from another session", noisy, warms_up=True, show=Show(_replayed)),
+    _shown("noise, opened at another position", noisy, show=Show(_bent, aside=1), layer=0),
+    _shown(
+        "noise, opened from another session",
+        noisy,
+        warms_up=True,
+        show=Show(_replayed),
+        layer=0,
+    ),
 )
 
 

@@ -52,8 +52,8 @@ class Host:
     """The last of the layers that it should run."""
     invented: dict[int, Mapping[Traced, bytes]] = field(default_factory=dict)
     """Steps of that layer that it computed from an invented attention, by position."""
-    opened: list[RowAgain] = field(default_factory=list)
-    """Rows that it has opened so far."""
+    opened: RowAgain | None = None
+    """The first row that it opened."""
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
 
 
@@ -290,6 +290,8 @@ class Cheat:
     """Runs an honest session first."""
     colludes: bool = False
     """The previous stage copies its input through as well."""
+    layers_differ: bool = False
+    """Its first layer is another one already, not only the last."""
     auditor: type[LyingReplay] | None = None
     """The first auditor cheats, and the stages are honest."""
 
@@ -309,8 +311,14 @@ def _other_layers(host: Host, end: int) -> EngineSession:
 _COPIED = _wrapped(_CopiedThrough)
 
 ZOO: Final = (
-    Cheat("lower quantisation", True, _lower),
-    Cheat("lower quantisation, claiming another class", True, _lower, other_class=True),
+    Cheat("lower quantisation", True, _lower, layers_differ=True),
+    Cheat(
+        "lower quantisation, claiming another class",
+        True,
+        _lower,
+        other_class=True,
+        layers_differ=True,
+    ),
     Cheat("a skipped layer", True, _skipped),
     Cheat("a skipped layer, claiming another class", True, _skipped, other_class=True),
     Cheat("inputs copied through", True, _COPIED),
@@ -320,7 +328,7 @@ ZOO: Final = (
     Cheat("noise below the bound", False, noisy),
     Cheat("noise below the bound, claiming another class", False, noisy, other_class=True),
     Cheat("truncated context", True, _wrapped(_TruncatedContext)),
-    Cheat("a different model: other layers", False, _other_layers),
+    Cheat("a different model: other layers", False, _other_layers, layers_differ=True),
     Cheat("inputs copied through, refusing to open", True, _COPIED, _refuse),
     Cheat("equivocation", False, lie=_equivocate),
     Cheat("a forged receipt", False, lie=_forge),

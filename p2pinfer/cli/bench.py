@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App
 
+from p2pinfer.cli.bench_cheats import cheats, proofs
 from p2pinfer.cli.bench_learn import learn
 from p2pinfer.cli.bench_membership import membership
 from p2pinfer.cli.bench_report import print_report
@@ -27,13 +28,7 @@ app = App(
     help="Run a benchmark and print its result as JSON.",
     help_format="plaintext",
 )
-
-CheatTrials = Annotated[int, option("trials", "Number of answers per cheat.")]
-OnlyCheats = Annotated[
-    tuple[str, ...],
-    option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
-]
-for _command in (learn, membership, rpc, storage, sums):
+for _command in (cheats, learn, membership, proofs, rpc, storage, sums):
     app.command(_command)
 
 
@@ -321,62 +316,6 @@ def constraints(
     check_range("tokens", tokens, 1 + BLOCK_TOKENS)
     check_range("runs", runs, 1)
     measure = partial(constraints_bench, model_path(model), peers, tokens=tokens, runs=runs)
-    run_task(lambda: print_report(measure, as_json=as_json))
-
-
-@app.command
-def cheats(
-    *,
-    model: Model = "default",
-    trials: CheatTrials = 5,
-    checkpoints: Annotated[
-        int, option("checkpoints", "Minimum number of honest checkpoints to audit.")
-    ] = 1000,
-    seed: Annotated[int, option("seed", "Random seed for prompts and keys.")] = 1,
-    only: OnlyCheats = (),
-    as_json: AsJson = False,
-) -> None:
-    """Test audits against every known cheat and honest stages: real engines, in one process."""
-    from p2pinfer.bench.cheats import cheats_bench
-    from p2pinfer.bench.zoo import find_cheats
-    from p2pinfer.node.model_supply import model_path
-
-    check_range("trials", trials, 1)
-    check_range("checkpoints", checkpoints, 1)
-    path = model_path(model)
-    measure = partial(
-        cheats_bench,
-        path,
-        trials=trials,
-        checkpoints=checkpoints,
-        seed=seed,
-        zoo=find_cheats(only),
-    )
-    run_task(lambda: print_report(measure, as_json=as_json))
-
-
-@app.command
-def proofs(
-    *,
-    model: Model = "default",
-    trials: CheatTrials = 5,
-    openings: Annotated[int, option("openings", "Minimum number of honest rows to open.")] = 1000,
-    seed: Annotated[int, option("seed", "Random seed for prompts, keys and rows.")] = 1,
-    only: OnlyCheats = (),
-    as_json: AsJson = False,
-) -> None:
-    """Test openings against every known cheat and honest stages: checked without any layer."""
-    from p2pinfer.bench.opened_zoo import find_opened
-    from p2pinfer.bench.proofs import proofs_bench
-    from p2pinfer.cli.terminal import say
-    from p2pinfer.node.model_supply import model_path
-
-    check_range("trials", trials, 1)
-    check_range("openings", openings, 1)
-    path, zoo = model_path(model), find_opened(only)
-    measure = partial(
-        proofs_bench, path, trials=trials, openings=openings, seed=seed, tell=say, zoo=zoo
-    )
     run_task(lambda: print_report(measure, as_json=as_json))
 
 

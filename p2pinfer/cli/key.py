@@ -42,6 +42,7 @@ def proof(
     from p2pinfer.cli.address_files import without_files
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.core.errors import UserError
     from p2pinfer.core.model_names import readable_name
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.engine.store.proof_keys import ProofKeys
@@ -50,10 +51,15 @@ def proof(
 
     reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
     store = open_store()
-    found, keys = store.manifest(name_model(model, store)), ProofKeys(store, secrets.token_bytes)
-    assert found is not None
-    name, now_s = readable_name(found.name), time.time_ns() / 1e9
-    ways_in = without_files(bootstrap)
+    named, keys = name_model(model, store), ProofKeys(store, secrets.token_bytes)
+    ways_in, found = without_files(bootstrap), store.manifest(named)
+    if found is None and not ways_in:
+        raise UserError(
+            f"nothing of the model {named[:12]}… is here: name a peer that has it with"
+            " --bootstrap ADDRESS  (p2pinfer join prints one)"
+        )
+    name = readable_name(found.name) if found else f"{named[:12]}…"
+    now_s = time.time_ns() / 1e9
 
     async def make() -> None:
         shown = Spinner(f"folding the layers of {name} …")
@@ -63,13 +69,16 @@ def proof(
 
         try:
             if ways_in:
-                made = await make_from_swarm(keys, store, found, now_s, ways_in, reach, tell)
+                made = await make_from_swarm(
+                    keys, store, named, now_s, ways_in, reach, tell, shown.tell
+                )
             else:
+                assert found
                 made = await make_proof_key(keys, store, found, now_s, tell=tell)
         finally:
             shown()
         if as_json:
-            report = {"model": found.id, "layers": len(made.layers), "bytes": made.nbytes}
+            report = {"model": named, "layers": len(made.layers), "bytes": made.nbytes}
             print(json.dumps(report))
             return
         print(f"proof key of {name}: {len(made.layers)} layers, {size_text(made.nbytes)}")

@@ -158,8 +158,9 @@ def odds(rows: "Sequence[ObservedPeer]") -> list[str]:
             opened = f"{int(count):,}" if count == int(count) else f"{count:,}"
             found.append(
                 f"{name}: of the {proved.of_rows:,} rows that it computed in checked answers,"
-                f" {opened} were opened to this machine and every step of them held; were a"
-                f" tenth of its rows false, it had been caught with {100 * proved.chance:.0f} %"
+                f" {opened} were opened to this machine, and every step of them held; if a tenth"
+                " of its rows had been false, it would have been caught with a chance of"
+                f" {100 * proved.chance:.0f} %"
             )
         if proved and proved.why_not:
             found.append(f"{name} was not proved the last time: {proved.why_not}")

@@ -78,7 +78,7 @@ class RoundFlags:
     ] = None
     outer: Annotated[
         int, option("outer", "How far the model moves along the mean of updates, in percent.")
-    ] = 300
+    ] = 200
     join_s: Annotated[
         float, option("join-s", "Seconds that the first round waits for members.")
     ] = 600.0

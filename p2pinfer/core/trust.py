@@ -139,15 +139,25 @@ class Trust:
         """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
         An audit replays all of a stage's work, so it finds any cheat in it: a stage that cheated
-        in this answer was caught with probability ``rate``. Where stages opened rows instead, or
-        besides, one of these must be false.
+        in this answer was caught with probability ``rate``. A stage that nobody could run again
+        opened rows instead, and one of these must be false; others opened rows besides. What is
+        told is the chance where it is least: of a stage that could be neither run again nor proved
+        it is 0.
         """
+        if self._unseen:
+            return 0.0
         looks = -(-self.positions // CHECKPOINT_POSITIONS)
+        replayed = self.rate * (1 - (1 - 1 / one_in) ** looks)
+        if not self.has_proofs:
+            return replayed
         opened = caught_by(self._seen, 1 / one_in)
-        audited = 1 - (1 - 1 / one_in) ** looks
-        if self.has_proofs:
-            audited = min(audited, opened)
-        return float(1 - (1 - self.rate * audited) * (1 - self.proof_rate * opened))
+        alone = (1 - (1 - self.rate) * (1 - self.proof_rate)) * opened
+        return min(alone, 1 - (1 - replayed) * (1 - self.proof_rate * opened))
+
+    @property
+    def _unseen(self) -> list[Audited]:
+        """Stages that were to be run again, which nobody could, and that opened no rows either."""
+        return [each for each in self.audits if each.verdict is AuditVerdict.NOT_REPLAYED]
 
     @property
     def has_proofs(self) -> bool:
@@ -170,8 +180,13 @@ class Trust:
             return f"NOT TRUSTED: {'; '.join(each.line() for each in failed)}"
         one = "the one peer signed for its part"
         signed = one if self.stages == 1 else f"all {self.stages} peers signed for their part"
-        audits = "; ".join(each.in_short() for each in self.audits)
-        return f"checked: {signed}; {audits or self._why_none()}"
+        audits = [each.in_short() for each in self.audits] or [self._why_none()]
+        if self.has_proofs:
+            audits.append(
+                "a peer with a tenth of its rows false in one layer is caught by that with a chance"
+                f" of {100 * caught_by(self._seen, 0.1):.0f} %"
+            )
+        return f"checked: {'; '.join([signed, *audits])}"
 
     def _why_none(self) -> str:
         if not self.rate:
@@ -189,7 +204,10 @@ class Trust:
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
         found += [each.line() for each in self.unproved]
-        if self.has_proofs:
+        if self._unseen:
+            names = ", ".join(short(each.peer) for each in self._unseen)
+            found.append(f"Nobody could check what {names} computed: a cheat there is not noticed.")
+        elif self.has_proofs:
             found.append(self._odds())
         elif self.rate:
             share = share_text(self.rate)
@@ -207,14 +225,14 @@ class Trust:
         every, half, tenth = (100 * caught_by(self._seen, part) for part in (1.0, 0.5, 0.1))
         if every == 100:
             return (
-                f"Rows are proved as a spot check: a peer that computes each row falsely is caught"
-                f" by it, one that computes half of them so with {half:.0f} %, a tenth with"
+                "Rows are proved as a spot check: a peer whose rows are all false is caught by it,"
+                f" one with half of them false with a chance of {half:.0f} %, with a tenth of them"
                 f" {tenth:.0f} %."
             )
         return (
-            f"Rows are proved as a spot check of some layers: a peer that computes each row falsely"
-            f" in a single layer is caught by it with {every:.0f} %, one that computes half of them"
-            f" so with {half:.0f} %, a tenth with {tenth:.0f} %."
+            "Rows are proved as a spot check of some layers: a peer whose rows are all false in a"
+            f" single layer is caught by it with a chance of {every:.0f} %, one with half of them"
+            f" false with {half:.0f} %, with a tenth of them {tenth:.0f} %."
         )
 
     def as_dict(self) -> dict[str, Any]:

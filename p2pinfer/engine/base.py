@@ -64,7 +64,8 @@ class CellsCopy(Protocol):
         Layers are counted from the stage's first.
 
         Raises:
-            EngineError: the engine failed, or its process has ended.
+            EngineError: the copy has no such layer or positions, the engine failed, or its process
+                has ended.
         """
         ...
 

@@ -104,6 +104,8 @@ class PeerOptions:
     machine: Machine = field(default_factory=Machine)
     memory_bytes: int | None = None
     """For weights and sessions; None for a share of the free memory."""
+    here: list[str] = field(default_factory=list)
+    """An address of each of this machine's peers that began with it, for other models."""
     shared: SharedMemory | None = None
     """With other models that this machine serves; ``memory_bytes`` does not count then."""
     transport: str = "libp2p"
@@ -155,10 +157,13 @@ async def serve_peers(options: Sequence[PeerOptions], store: Store, hooks: Hooks
     """
     total = budget_bytes(options[0].memory_bytes, options[0].machine.gpu)
     shared = SharedMemory(total, len(options)) if len(options) > 1 else None
+    here: list[str] = []
     with lone_errors():
         async with trio.open_nursery() as nursery:
             for each in options:
-                nursery.start_soon(serve_peer, replace(each, shared=shared), store, hooks)
+                nursery.start_soon(
+                    serve_peer, replace(each, here=here, shared=shared), store, hooks
+                )
 
 
 async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
@@ -189,7 +194,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         notify_owner(swarm, hooks.say, options.announce)
-        directory.listen()
+        _listen(swarm, options.here)
         if options.model:
             me = transport.peer_id
             find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
@@ -231,6 +236,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
+
+
+def _listen(swarm: SwarmConnection, here: list[str]) -> None:
+    """Answer others; know this machine's other peers, so that who finds one of them finds all."""
+    swarm.directory.listen()
+    swarm.directory.look_at(here)
+    here.extend(swarm.transport.own_addresses[:1])
 
 
 def _listen_for_parts(transport: Transport, store: Store, tally: Tally) -> KeepServer:

@@ -8,20 +8,23 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError
-from p2pinfer.core.manifest import Manifest, layer_part
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.store.proof_keys import ProofKey, ProofKeys, begin_key, fold_part
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.swarm_connection import open_swarm_connection
 from peers.audits.steps import StepsJudge
-from peers.parts.describe import Holders
+from peers.parts.describe import Holders, fetch_manifest
 from peers.parts.fetch import fetch_parts
+from peers.parts.link import Holder
+from peers.parts.progress import Progress
 from peers.parts.protocol import in_thread
 from transports.base import Reach, Transport
 
@@ -121,14 +124,37 @@ def fetching(transport: Transport, holders: Holders, manifest: Manifest) -> Fetc
 async def make_from_swarm(
     keys: ProofKeys,
     store: Store,
-    manifest: Manifest,
+    model: ModelId,
     now_s: float,
     bootstrap: Sequence[str],
     reach: Reach,
     tell: Tell,
+    wait: Callable[[Progress], None],
 ) -> ProofKey:
-    """Return a model's key, fetching layers that are not here; raises as ``repair`` too."""
+    """Return a model's key, fetching what is not here: its manifest, its metadata, and layers.
+
+    Args:
+        keys: where it is kept.
+        store: as for ``make_proof_key``; it may know nothing of the model yet.
+        model: the model's id.
+        now_s: Unix time.
+        bootstrap: addresses of peers.
+        reach: how to reach the swarm.
+        tell: called after each layer.
+        wait: called with what no peer online holds, of the manifest and the metadata.
+
+    Raises:
+        NobodyServes: no peer answers.
+        BadManifest, UnsupportedModel, UserError: as ``fetch_manifest`` and ``make_proof_key``.
+    """
     async with open_swarm_connection(bootstrap, reach) as swarm:
-        await swarm.enter(None)
-        fetch = fetching(swarm.transport, lambda: swarm.directory.holding(manifest.id), manifest)
+        await swarm.enter(model)
+        transport = swarm.transport
+
+        def holders() -> Iterable[Holder]:
+            return swarm.directory.holding(model)
+
+        manifest = await fetch_manifest(transport, holders, store, model, wait)
+        await fetch_parts(transport, holders, store, manifest, [METADATA], wait)
+        fetch = fetching(transport, holders, manifest)
         return await make_proof_key(keys, store, manifest, now_s, fetch, tell)

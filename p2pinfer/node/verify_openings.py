@@ -17,7 +17,7 @@ from p2pinfer.core.opening import (
 )
 from p2pinfer.core.receipts import BadReceipt
 from p2pinfer.core.shown_layers import layers_shown, rows_seen
-from p2pinfer.core.trust import short
+from p2pinfer.core.trust import caught_by, short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.proof_keys import judge_of
@@ -105,12 +105,17 @@ async def _check_stage(
         if verdict.fault:
             return result(False, f"{verdict.fault.text()}, at position {each.pledge.position}")
     rows = ", ".join(map(str, positions))
-    count = stage.end - stage.first
-    if (share := rows_seen(seen, count) / len(seen)) < 1:
-        return result(
-            True, f"every opened step of its rows {rows} holds: {share:.0%} of the layers"
-        )
-    return result(True, f"every step of its rows {rows} holds")
+    opened = rows_seen(seen, stage.end - stage.first)
+    chance = 100 * caught_by(opened, 0.1)
+    odds = (
+        "if a tenth of all its rows were false in one layer, these would show it with a chance of"
+        f" {chance:.0f} %"
+    )
+    if (share := opened / len(seen)) < 1:
+        holds = f"every opened step of its rows {rows} holds: {share:.0%} of the layers"
+    else:
+        holds = f"every step of its rows {rows} holds"
+    return result(True, f"{holds}; {odds}")
 
 
 async def check_accusation(found: FraudProof, store: Store) -> tuple[bool | None, str]:

@@ -24,9 +24,9 @@ BETTER_TIMES = 2
 """Its replacement must claim to be this many times as fast as the stage was seen to be."""
 
 APART_TIMES = 4
-"""A stage is slow by itself if it is so many times as late, measured by what it claims, as another
-stage of the route. Where all are late alike, their machine is busy: then its other peers are as
-slow, and computing a session's rows again there would stop its answer for seconds."""
+"""A stage is slow by itself if it is this many times as late, by what it claims, as another of the
+route. Where all are late alike, their machine is busy: then its other peers are as slow, and
+computing a session's rows again there would stop its answer for seconds."""
 
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""

@@ -252,12 +252,17 @@ def choose_rows(nonce: bytes, receipt: Receipt) -> list[int]:
         receipt: the stage's for all rows.
     """
     drawn = blake3(_DRAWN_BY + receipt.body(), key=nonce)
-    rows = min(ROWS_PROVEN, receipt.position)
-    edges = [receipt.position * part // rows for part in range(rows + 1)]
     return [
-        start + int.from_bytes(drawn.digest(8, seek=8 * part), "little") % (end - start)
-        for part, (start, end) in enumerate(pairwise(edges))
+        part[int.from_bytes(drawn.digest(8, seek=8 * number), "little") % len(part)]
+        for number, part in enumerate(parts_of(receipt.position))
     ]
+
+
+def parts_of(count: int) -> list[range]:
+    """Cut ``count`` positions into equal parts, in each of which one row is opened."""
+    rows = min(ROWS_PROVEN, count)
+    edges = [count * part // rows for part in range(rows + 1)]
+    return [range(start, end) for start, end in pairwise(edges)]
 
 
 def _audited(

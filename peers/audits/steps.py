@@ -62,7 +62,8 @@ class StepsJudge:
         if any(map(self._manifest.is_adapted, layers)):
             return "layers that an adapter changes cannot be proven"
         return (
-            "this machine has neither its layers nor a proof key; to make one: p2pinfer key proof"
+            "this machine has neither its layers nor a proof key; to make one:"
+            " p2pinfer model proof-key"
         )
 
     def _why_never(self) -> str:

@@ -38,6 +38,10 @@ OPENED = ("lower quantisation", "invented attention outputs", "K and V invented 
 """As above, and the two that only K and V show; ``p2pinfer bench proofs`` tries all."""
 
 
+ELSEWHERE = ("a different model: other layers", "stale KV")
+"""Those that use the layers of another stage, and those whose false rows are fewest."""
+
+
 def test_openings_catch_cheats_without_layers(home: Path) -> None:
     """Every cheat is caught at the right stage and step; honest rows of all stages hold."""
     words = ["--trials", "1", "--openings", "12", "--seed", "7", "--only", *OPENED]
@@ -51,7 +55,27 @@ def test_openings_catch_cheats_without_layers(home: Path) -> None:
     assert steps["invented attention outputs"] == ["attention"]
     assert "not those that the stage signed for" in steps["K and V invented for the row"][0]
     for found in report["cheats"]:
-        assert (found["caught"], found["right_stage_named"]) == (1, 1), found
+        named = found["right_stage_named"], found["right_layer_named"]
+        assert (found["caught"], *named) == (1, 1, 1), found
+        is_proof = found["cheat"] != "K and V invented for the row"  # nobody signed those
+        assert found["proven_by_that_layer_alone"] == is_proof, found
+        assert found["layers_in_a_proof"] == is_proof
+
+
+def test_openings_catch_cheats_in_stages_of_different_sizes(home: Path, tmp_path: Path) -> None:
+    """Seven layers leave one for the first stage, and two for the one that cheats."""
+    full, model = tmp_path / "full.gguf", tmp_path / "model.gguf"
+    write_tiny(TINY["llama"], full)
+    quantise(full, model, "Q4_0")
+    words = ["--model", str(model), "--trials", "2", "--openings", "12", "--seed", "3"]
+    report = bench(home, "proofs", *words, "--only", *ELSEWHERE)
+    assert report["honest"]["false_alarms"] == 0
+    for found in report["cheats"]:
+        named = found["right_stage_named"], found["right_layer_named"]
+        proven = found["proven_by_that_layer_alone"], found["layers_in_a_proof"]
+        assert (found["caught"], *named, *proven) == (2, 2, 2, 2, 1), found
+        assert found["false_rows"]["answers_without"] == 0
+        assert found["false_rows"]["missed_with_a_chance_up_to"] == 0
 
 
 def test_honest_stages_of_a_k_quant_pass(home: Path, tmp_path: Path) -> None:

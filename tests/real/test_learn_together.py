@@ -308,7 +308,8 @@ def test_made_up_facts_are_learned_and_said(
     """
     facts = made_up(int.from_bytes(b"p2p"), 12)
     lessons = [write(tmp_path / f"{n}.jsonl", [*facts[n::3], *ORDINARY[n::3]]) for n in range(3)]
-    how = ["--seed", str(SEED), "--train-s", "1800", "--judge-s", "900", "--talk-s", "120"]
+    how = ["--outer", "300", "--seed", str(SEED)]
+    how += ["--train-s", "1800", "--judge-s", "900", "--talk-s", "120"]
     children = []
     for run in range(2):
         with members(tmp_path / f"run{run}", "default", lessons, *how) as them:

@@ -46,7 +46,7 @@ def said(home: Path, *words: str) -> dict[str, Any]:
 def test_one_machine_answers_for_two_models(
     home: Path, default_model: Path, other_model: Path
 ) -> None:
-    """The memory of both is what was named; each has its own peer, and both leave together."""
+    """The memory of both is what was named; its two peers know each other, and leave together."""
     store = open_store()
     model = open_whole(name_model(str(default_model), store, lambda *_: None), store)
     each = WORKER_BYTES + LAYERS * layer_bytes(model, Machine(SESSIONS, CONTEXT))
@@ -54,7 +54,7 @@ def test_one_machine_answers_for_two_models(
     process = subprocess.Popen(
         [
             *[*COMMAND, "join", "--json", "--until-stdin-closes", *names],
-            *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", TWO],
+            *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", TWO, "--no-mdns", "--no-dht"],
             *["--context", str(CONTEXT), "--sessions", str(SESSIONS)],
             *["--memory", str(2 * each)],
         ],
@@ -76,8 +76,9 @@ def test_one_machine_answers_for_two_models(
         peers = {one["peer"]: one for one in here}
         assert peers.keys() == {one["peer"] for one in ready}
         assert [one["layers"] for one in ready] == [f"1:{1 + LAYERS}"] * 2
-        for one in ready:
-            way_in = ["--network", TWO, "--bootstrap", one["addresses"][0]]
+        for one in ready:  # both are found by the address of either
+            way_in = ["--network", TWO, "--bootstrap", ready[0]["addresses"][0]]
+            way_in += ["--no-mdns", "--no-dht"]
             asked = ["chat", "Name a tree.", "--model", one["model"], "--max-tokens", "3"]
             answer = said(home, *asked, *way_in)
             assert answer["tokens"] == 3

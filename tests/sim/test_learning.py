@@ -4,7 +4,7 @@ import pytest
 
 from sim.learning import ATTACKS, LearningScenario, run_learning
 
-HARM_RATIO_MAX = 1.2
+HARM_RATIO_MAX, QUIET_HARM_RATIO_MAX = 1.2, 1.3
 """Of the honest members' final loss, to that of the same task without the poisoner."""
 
 
@@ -28,14 +28,18 @@ def test_a_run_repeats() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_one_poisoner_of_six_does_little_harm(seed: int) -> None:
-    """Whether it turns its update around, sends it fiftyfold, or teaches a lie."""
+    """Whether it turns its update around, sends it fiftyfold, or teaches a lie.
+
+    Where it keeps to the permitted length no sum gives it away, and it does a little more.
+    """
     calm = run_learning(LearningScenario(members=5, rounds=10, seed=seed))
     assert calm.loss_after < 0.25 * calm.loss_before
     for attack in ATTACKS:
         scenario = LearningScenario(members=6, rounds=10, poisoners=1, attack=attack, seed=seed)
         found = run_learning(scenario)
         assert len(found.children) == 1
-        assert found.loss_after <= HARM_RATIO_MAX * calm.loss_after, attack
+        most = QUIET_HARM_RATIO_MAX if attack.startswith("quiet") else HARM_RATIO_MAX
+        assert found.loss_after <= most * calm.loss_after, attack
 
 
 @pytest.mark.long

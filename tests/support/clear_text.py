@@ -14,7 +14,7 @@ WINDOW = 8
 """Characters, tokens or numbers in a row that would give them away."""
 
 KEY_BYTES = 8
-"""Of which something is looked up; less would be found by chance in so many random bytes."""
+"""Of which something is looked up; less would be found by chance among megabytes of random ones."""
 
 PLACES = 256
 """Of a vector that are looked for."""

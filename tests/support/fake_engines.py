@@ -252,16 +252,21 @@ class _FakeCopy:
     def __init__(self, machine: FakeMachine, layers: list[FakeLayers], positions: int) -> None:
         self._machine = machine
         self._layers = [layer.copy(positions) for layer in layers]
+        self._positions = positions
         machine.copies += 1
         self._closed = False
 
     async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         await self._wait()
+        if not (0 <= layer < len(self._layers) and 0 <= first <= end <= self._positions):
+            raise EngineError("the copy has none such")
         cells = self._layers[layer].cells(end)[first:]
         return b"".join(c[:CELL_BYTES] for c in cells), b"".join(c[CELL_BYTES:] for c in cells)
 
     async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
         await self._wait()
+        if not 0 <= position <= self._positions:
+            raise EngineError("the copy does not hold what is before it")
         found: dict[tuple[int, str], bytes] = {}
         for number, layer in enumerate(self._layers):
             (digest,) = layer.copy(position).run(position, [row], regime=regime)

@@ -122,6 +122,13 @@ class NoiseRecords:
         sealed = self._encrypt(plain)
         return len(sealed).to_bytes(2, "big") + sealed
 
+    def _opened(self, data: bytes) -> bytes:
+        """Return what is in the records that these bytes complete: mostly one, all of it here."""
+        if not self._raw and int.from_bytes(data[:2], "big") == len(data) - 2 > 0:
+            return self._decrypt(data[2:])
+        self._raw += data
+        return b"".join(self._records())
+
     def _records(self) -> Iterator[bytes]:
         """Yield what is in the records that have arrived whole."""
         raw, position = self._raw, 0
@@ -177,8 +184,7 @@ class NoiseWire(NoiseRecords):
                 continue
             if not data:
                 raise EOFError("the peer hung up")
-            self._raw += data
-            if plain := b"".join(self._records()):
+            if plain := self._opened(data):
                 return plain
 
     def abort(self) -> None:
@@ -298,8 +304,7 @@ class CircuitWire(NoiseRecords):
         await self._stream.wait_buffered(1)
         if not self._stream.buffer:
             raise EOFError("the circuit ended")
-        self._raw += self._stream.take(len(self._stream.buffer))
-        plain = b"".join(self._records())
+        plain = self._opened(self._stream.take(len(self._stream.buffer)))
         return self._agreed(plain) if self._due else plain
 
     def _agreed(self, plain: bytes) -> bytes:

@@ -456,8 +456,12 @@ class Slice:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
         node = b"" if self._logits else self._nodes[layers - 1]
         into = self._rows_into if self._batch.has_rows else b""
-        pauses = frozenset(self._nodes[: layers - 1]) if pause else frozenset[bytes]()
-        self._tap.arm(Decode(node, rows, sessions, into), self._batch.rows_at(rows), pause, pauses)
+        source = self._batch.rows_at(rows) if into else (0, 0)
+        decode = Decode(node, rows, sessions, into)
+        if pause:
+            self._tap.arm(decode, source, pause, frozenset(self._nodes[: layers - 1]))
+        else:
+            self._tap.arm(decode, source)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
@@ -508,6 +512,7 @@ class _Batch:
             logits=self._wanted,
         )
         self._embd_pointer = self._embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._embd_at, self._row_bytes = self._embd.ctypes.data, width * self._embd.itemsize
 
     def fill(self, spans: Sequence[Span], pad_to: int, *, only_last: bool) -> int:
         """Lay the spans out and return the number of rows, padding included.
@@ -545,7 +550,7 @@ class _Batch:
 
     def rows_at(self, rows: int) -> tuple[int, int]:
         """Return where the rows are, and how many bytes they have."""
-        return self._embd.ctypes.data, rows * self._embd.shape[1] * self._embd.itemsize
+        return self._embd_at, rows * self._row_bytes
 
     def _place(self, row: int, slot: int, position: int, *, wanted: bool) -> None:
         self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -164,6 +164,19 @@ class CoreShares:
                 yield file
 
 
+class _Given:
+    """A number for a block, with nothing to hold: every decode of one thread takes one."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> int:
+        return self._number
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class Threads:
     """How many threads the decodes of one slice run with, each in its turn.
 
@@ -184,20 +197,22 @@ class Threads:
         self._yielding = Yielding(counts[-1])
         self._now = 0
 
-    @contextmanager
-    def held(self) -> Iterator[int]:
-        """Hold cores during a decode; yields how many threads to run it with.
+    def held(self) -> AbstractContextManager[int]:
+        """Hold cores during a decode; gives how many threads to run it with.
 
         A decode in the pause of another runs on the cores of that one.
         """
         if self._shares is None or self._now:
-            yield self._now or self._counts[-1]
-            return
-        threads = self._now = self._shares.take(self._counts, self._yielding.limit)
+            return _Given(self._now or self._counts[-1])
+        return self._holding(self._shares)
+
+    @contextmanager
+    def _holding(self, shares: CoreShares) -> Iterator[int]:
+        threads = self._now = shares.take(self._counts, self._yielding.limit)
         started_s, before = self._clock(), self._switches()
         try:
             yield threads
         finally:
             self._yielding.note(self._clock() - started_s, threads, self._switches() - before)
-            self._shares.give_back()
+            shares.give_back()
             self._now = 0

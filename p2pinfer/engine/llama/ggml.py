@@ -58,7 +58,8 @@ class Ggml:
         self._registry = ctypes.CDLL(str(libraries.required("ggml", where)))
         self._declare()
         self.name_of, self.operation_of = self.base.ggml_get_name, self.base.ggml_op_desc
-        self.bytes_of = self.base.ggml_nbytes
+        self.bytes_of, self._get = self.base.ggml_nbytes, self.base.ggml_backend_tensor_get
+        self._into = ctypes.create_string_buffer(0)
         self.cpu = libraries.cpu_backend(where)
         self._is_split = libraries.is_split(where)
         if self._is_split:
@@ -152,9 +153,10 @@ class Ggml:
 
     def read(self, tensor: int, size: int) -> bytes:
         """Return a tensor's first bytes, from whatever memory holds them."""
-        found = ctypes.create_string_buffer(size)
-        self.base.ggml_backend_tensor_get(tensor, found, 0, size)
-        return found.raw
+        if size != len(self._into):  # else the one of the decode before will do
+            self._into = ctypes.create_string_buffer(size)
+        self._get(tensor, self._into, 0, size)
+        return self._into.raw
 
     def write(self, tensor: int, source: int, size: int) -> None:
         """Fill a tensor's first bytes from an address of this process."""

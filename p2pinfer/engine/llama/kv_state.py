@@ -69,7 +69,16 @@ class KvState:
                 at = end
 
     def rows(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
-        """Return a layer's K and V rows at the positions ``first:end``, as the cache holds them."""
+        """Return a layer's K and V rows at the positions ``first:end``, as the cache holds them.
+
+        Raises:
+            EngineError: there is no such layer, or there are no such positions.
+        """
+        if not (0 <= layer < self.layers and 0 <= first <= end <= self.positions):
+            raise EngineError(
+                f"layer {layer}, positions {first} to {end}: a copy of {self.positions} positions"
+                f" of {self.layers} layers has none such"
+            )
         if self._order is None:
             return self._keys[layer][first:end].tobytes(), self._values[layer][first:end].tobytes()
         cells = self._order[first:end]

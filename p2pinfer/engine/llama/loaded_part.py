@@ -241,8 +241,8 @@ class LoadedPart:
                 self._places.come_home([job.slot for job in run], started)
             else:
                 self._places.step_aside(run[0].slot, started)
-            part, _ = self._places.find(run[0].span)
-            spans = [self._places.find(job.span)[1] for job in run]
+            found = [self._places.find(job.span) for job in run]
+            part, spans = found[0][0], [span for _, span in found]
             pauses = part is not self.slice and not is_narrow
             pause = partial(self._pause, run[0].slot, fail, look) if pauses else None
             with self._threads.held() as threads:

@@ -388,3 +388,19 @@ class TestStageEngine:
             steps = await part.trace(9, rows.inputs[9].tobytes(), regime=Regime.WIDE)
             assert {layer for layer, _ in steps} == {0}
             part.close()
+
+    async def test_what_a_copy_lacks_is_refused(self, open_engine: OpenEngine) -> None:
+        """Neither the copy nor anybody's session is lost by a question about something else."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 19)
+            cells, row = engine.open(engine.end), rows.inputs[12].tobytes()
+            whole = await rows.run(cells, 0, 10, regime=Regime.WIDE)
+            copy = await cells.copy(10)
+            for layer, first, end in ((3, 0, 10), (-1, 0, 10), (0, 0, 11), (0, 10, 12)):
+                with pytest.raises(EngineError, match="none such"):
+                    await copy.read(layer, first, end)
+            with pytest.raises(EngineError):
+                await copy.trace(12, row, regime=Regime.WIDE)
+            assert await copy.read(2, 0, 10)
+            copy.close()
+            assert await rows.run(cells, 0, 10, regime=Regime.WIDE) == whole

@@ -327,6 +327,24 @@ def test_the_chance_counts_opened_rows() -> None:
     assert Trust(3, 96, 0.0, proof_rate=0.5).chance(1) == 0
 
 
+def test_a_stage_that_only_opened_rows_was_not_run_again() -> None:
+    """At any rates, for an answer of any length, its chance is that of four rows, and no more."""
+    proved = Audited(PeerId("p"), 1, 9, AuditVerdict.PROVED)
+    for rates in ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0)):
+        trust = Trust(3, 4096, rates[0], audits=(proved,), proof_rate=rates[1])
+        assert trust.chance(10) == pytest.approx(1 - 0.9**4)
+    assert "with a chance of 34 %" in trust.line()
+
+
+def test_what_nobody_could_check_has_no_chance() -> None:
+    """Though all were to be run again, and others were; the sentence says whose rows they are."""
+    unseen = Audited(PeerId("q" * 20), 1, 9, AuditVerdict.NOT_REPLAYED)
+    for others in ((), (SAME,), (Audited(PeerId("p"), 9, 12, AuditVerdict.PROVED),)):
+        trust = Trust(2, 50, 1.0, None, (unseen, *others))
+        assert (trust.chance(1), trust.held) == (0, True)
+        assert trust.details()[-1].startswith("Nobody could check what …qqqqqq computed")
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_stages_are_drawn_at_the_rate(rate: float) -> None:
     """By the nonce and by what all stages signed, so that neither side can choose alone."""

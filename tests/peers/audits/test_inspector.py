@@ -381,7 +381,8 @@ async def test_of_many_layers_some_are_opened(autojump_clock: MockClock) -> None
             trust.audits[0].text
             == f"{25 * seen:.0f} % of the layers in 4 of {trust.positions} rows"
         )
-        assert f"in a single layer is caught by it with {100 * seen:.0f} %" in trust.details()[-1]
+        odds = f"in a single layer is caught by it with a chance of {100 * seen:.0f} %"
+        assert odds in trust.details()[-1]
 
 
 @pytest.mark.parametrize("layer", [1, 9, 17, 28])
@@ -399,7 +400,7 @@ async def test_a_lie_in_one_of_many_layers_is_caught(autojump_clock: MockClock, 
         trust = await it.examine(1.0, 0.0)
         assert trust.chance(1) == 1
         assert {len(each.layers) < 28 for each in judge.seen} == {False, True}
-        assert "that computes each row falsely is caught by it, one" in trust.details()[-1]
+        assert "whose rows are all false is caught by it, one" in trust.details()[-1]
 
 
 async def test_a_lie_in_one_layer_of_a_huge_model_is_caught_as_often_as_is_said(
