@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ways import is_circuit as is_circuit  # noqa: PLC0414 -- passed on
 
@@ -22,6 +23,14 @@ GOSSIP_BYTES_MAX = 16 * 1024
 
 
 NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def check_network_name(name: str) -> None:
+    """Raise UserError if a network cannot be called so."""
+    if not NETWORK_NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot name a network: use up to 64 of a-z, 0-9, dot, dash, underscore."
+        )
 
 
 class Relaying(Enum):
@@ -199,8 +208,22 @@ async def begun(channel: Channel, first: bytes) -> Channel:
     return channel
 
 
+class Path(Protocol):
+    """Relays that everything goes through which a peer says."""
+
+    @property
+    def path(self) -> Sequence[PeerId]:
+        """Those in use, the nearest first; each may be replaced by another one at any time."""
+        ...
+
+
 class Transport(Protocol):
     """One peer's access to the network."""
+
+    @property
+    def via(self) -> Path | None:
+        """The path that everybody is reached over, and nobody otherwise; None: there is none."""
+        ...
 
     @property
     def peer_id(self) -> PeerId:

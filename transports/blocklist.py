@@ -7,7 +7,7 @@ from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reachability, Topic, Transport
+from transports.base import Accept, Channel, Handler, Path, Reachability, Topic, Transport
 
 SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
@@ -124,6 +124,16 @@ class GuardedTransport:
         find = getattr(self._inner, "relay_to", None)
         relay: PeerId | None = find(peer) if find else None
         return relay
+
+    @property
+    def via(self) -> Path | None:
+        """The path that everybody is reached over."""
+        return self._inner.via
+
+    @property
+    def path(self) -> Sequence[PeerId]:
+        """The relays of that, the nearest first; none where there is no path."""
+        return self.via.path if self.via else ()
 
     @property
     def own_addresses(self) -> Sequence[str]:

@@ -166,7 +166,7 @@ class TcpTransport:
         self.peer_id = peer_id
         self.addresses: Sequence[str] = [f"{address}/p2p/{peer_id}"]
         self.reachability = Reachability.UNKNOWN
-        self.was_dialled = False
+        self.was_dialled, self.via = False, None
         self._handlers: dict[str, Handler] = {}
         self._known: dict[PeerId, tuple[str, int]] = {}
         self._channels: list[TcpChannel] = []

@@ -58,6 +58,7 @@ def account_of(finished: Finished) -> dict[str, Any]:
     answer, receipt = finished.answer, finished.receipt
     return {
         "route": answer.route,
+        "path": answer.path,
         "tokens_per_second": answer.tokens_per_second,
         "time_to_first_token_ms": answer.time_to_first_token_ms,
         "tokens": answer.tokens,

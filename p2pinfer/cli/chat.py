@@ -15,6 +15,7 @@ from p2pinfer.cli.options import (
     Quota,
     ReachFlags,
     SwarmModel,
+    Via,
     WaysIn,
     option,
 )
@@ -40,6 +41,7 @@ def chat(
     wait: Annotated[
         float, option("wait", "Seconds to wait for peers that serve all layers.")
     ] = 10.0,
+    via: Via = 0,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
     answer: AnswerFlags = ANSWER,
@@ -54,6 +56,7 @@ def chat(
     """
     from p2pinfer.cli.model_argument import default_model, draft_model, name_model
     from p2pinfer.cli.terminal import question_of
+    from p2pinfer.node.hidden_way import check_hops
     from p2pinfer.node.local_peers import ways_in
     from p2pinfer.node.model_supply import check_named, open_store
     from p2pinfer.node.requester import NO_WAY_IN, ClientOptions
@@ -65,8 +68,9 @@ def chat(
     limits = machine.machine()
     named = reach.ways_in(bootstrap)
     way, model = reach.of(network, named), reach.model(model)
-    ways = ways_in(named, way.network)
-    if not (ways or looks_around(way)):
+    check_hops(via, way)
+    ways = named if via else ways_in(named, way.network)
+    if not (ways or via or looks_around(way)):
         raise UserError(NO_WAY_IN)
     check_named(model)
     question = question_of(prompt, as_json=as_json)
@@ -86,6 +90,7 @@ def chat(
         sponsored=answer.sponsor,
         anonymous=answer.anonymous,
         default_model=default_model(store),
+        via=via,
     )
     run_task(lambda: _talk(options, store, answer, template, question, as_json=as_json))
 

@@ -180,6 +180,14 @@ Bootstrap = Annotated[
         " line. If omitted: of those that answered before.",
     ),
 ]
+Via = Annotated[
+    int,
+    option(
+        "via",
+        "Ask through 1 or 2 relays, so that no stage learns this machine's address or a lasting id;"
+        " with 2 also no relay learns both who asks and which peers. Slower by a detour.",
+    ),
+]
 WaysIn = Annotated[
     tuple[str, ...],
     option(

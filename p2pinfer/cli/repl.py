@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -203,11 +203,32 @@ def route_text(answer: Answer | None) -> str:
     if answer is None:
         return "There is no answer yet."
     lines = [f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route]
+    lines += path_lines(answer.path)
     drafted = answer.drafts_kept + answer.drafts_dropped
     if drafted:
         right = "{0} of {1} tokens sent ahead were the right ones"
         lines.append(words()(right, answer.drafts_kept, drafted))
     return "\n".join(lines)
+
+
+def path_lines(path: Sequence[str]) -> list[str]:
+    """Return which relays an answer went through, and what they promise."""
+    if not path:
+        return []
+    _, last = words(), f"…{path[-1][-6:]}"
+    lines = [
+        _("through {0}", " → ".join(path)),
+        _("the stages saw the address of {0} and an id drawn for this run, not yours", last),
+    ]
+    if len(path) == 1:
+        lines.append(
+            _("the relay saw your address and which peers you asked, and could read nothing")
+        )
+    else:
+        lines.append(_("the first relay saw your address, and of the others only {0}", last))
+        lines.append(_("{0} saw the first relay and the peers you asked, not your address", last))
+    lines.append(_("who watches your line and a stage's, or runs both, can still tell by timing"))
+    return lines
 
 
 def trust_text(answer: Answer | None) -> str:

@@ -19,6 +19,7 @@ from p2pinfer.cli.options import (
     Network,
     ReachFlags,
     SwarmModel,
+    Via,
     WaysIn,
     option,
 )
@@ -96,6 +97,7 @@ def serve(
     allow_host: Hosts = (),
     model: SwarmModel = None,
     network: Network = "main",
+    via: Via = 0,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     reach: ReachFlags = REACH,
@@ -105,13 +107,15 @@ def serve(
     """Run a gateway until it is told to end."""
     import trio
 
+    from p2pinfer.node.hidden_way import check_hops
     from p2pinfer.node.model_supply import check_named
 
     check_range("port", port, 0, PORT_MAX)
     named = reach.ways_in(bootstrap)
     way, model = reach.of(network, named), reach.model(model)
     is_elsewhere = bool(named) or network != "main" or reach.says_where
-    bootstrap = _ways_in(local, named, way, is_elsewhere=is_elsewhere)
+    check_hops(via, way)
+    bootstrap = _ways_in(local, named, way, via, is_elsewhere=is_elsewhere)
     if answer.certificate:
         raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
     access = _access(host, api_key, cors_origin, allow_host)
@@ -119,7 +123,9 @@ def serve(
     answer.options()  # raises before anything starts
     answer.template()
     check_named(model)
-    wanted = _Wanted(local, bootstrap, way, model, answer, limits, access, (host, port), as_json)
+    wanted = _Wanted(
+        local, bootstrap, way, model, answer, limits, access, (host, port), as_json, via
+    )
 
     async def run() -> None:
         with errors.lone_errors():
@@ -144,6 +150,7 @@ class _Wanted:
     access: "Access"
     listen: tuple[str, int]
     as_json: bool
+    via: int = 0
 
 
 async def _serve(wanted: _Wanted) -> None:
@@ -218,13 +225,17 @@ async def _other(
 
 
 def _ways_in(
-    local: int, bootstrap: tuple[str, ...], way: "Reach", *, is_elsewhere: bool
+    local: int, bootstrap: tuple[str, ...], way: "Reach", via: int = 0, *, is_elsewhere: bool
 ) -> tuple[str, ...]:
     """Return the addresses through which to enter the swarm; raises UserError."""
     from p2pinfer.node import local_peers
     from p2pinfer.node.swarm_connection import looks_around
 
     check_range("local", local, 0, LOCAL_MAX)
+    if local and via:
+        raise UserError("--local asks peers on this machine, where --via hides nothing: omit one")
+    if via:
+        return bootstrap
     if local and is_elsewhere:
         raise UserError(
             "--local starts its own swarm on this machine: omit it, or omit --bootstrap, --network,"
@@ -299,6 +310,7 @@ async def _swarm(
             sponsored=answer.sponsor,
             anonymous=answer.anonymous,
             default_model=default_model(store),
+            via=wanted.via,
         )
         if named and wanted.local:
             local = _local_swarm(named, store, wanted, loading)

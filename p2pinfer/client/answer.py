@@ -66,6 +66,8 @@ class Answer:
     """``stop``: the model ended or a stop string came; ``length``; ``interrupted``."""
     route: list[dict[str, Any]] = field(default_factory=list)
     """Per stage the peer and its layers, ``first:end``."""
+    path: list[str] = field(default_factory=list)
+    """The relays that this machine hid behind, the nearest first."""
     trust: Trust | None = None
     """What was checked of it; None where nothing was."""
     spoken: list[int] = field(default_factory=list, repr=False)

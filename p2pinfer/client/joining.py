@@ -41,6 +41,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gpu import OFF
 from p2pinfer.engine.llama.devices import chosen
 from p2pinfer.engine.template import Message, read_template
+from p2pinfer.node.hidden_way import check_hops
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from p2pinfer.node.swarm_connection import reach_of, read_key
@@ -74,8 +75,11 @@ class connect:  # noqa: N801 -- used like a function
         drafts: send likely next tokens ahead, which changes no answer.
         draft_model: a small model of the same family, all of it here, that also says which ones.
         chat_template: a file with a Jinja template, used in place of the model's own.
+        via: how many relays to ask through, 0 to 2, so that no stage learns this machine's address;
+            the first address in ``bootstrap`` is then best a relay's.
 
     Raises:
+        NoPath: there are not enough relays.
         UserError: an argument cannot be used.
         NobodyServes: nobody answers at any of the addresses.
     """
@@ -101,6 +105,7 @@ class connect:  # noqa: N801 -- used like a function
         drafts: bool = True,
         draft_model: str | None = None,
         chat_template: str | Path | None = None,
+        via: int = 0,
     ) -> None:
         for name, rate in (("audit_rate", audit_rate), ("proof_rate", proof_rate)):
             if not 0 <= rate <= 1:
@@ -111,7 +116,8 @@ class connect:  # noqa: N801 -- used like a function
         if network_key:
             network, key, members = read_key(Path(network_key), network)
         reach = reach_of(network, key, mdns, dht, bootstrap, members)
-        self._model, self._sessions = model, sessions
+        check_hops(via, reach)
+        self._model, self._sessions, self._via = model, sessions, via
         self._sponsored, self._anonymous, self._drafts = sponsored, anonymous, drafts
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
@@ -177,6 +183,7 @@ class connect:  # noqa: N801 -- used like a function
             drafts=self._drafts,
             draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),
+            via=self._via,
         )
         async with (
             open_client(options, store, lambda _: None) as client,

@@ -100,6 +100,25 @@ class Advertisement:
     """The next advertisement follows within this time; several missed periods mean it is gone."""
 
 
+def without_layers(
+    addresses: tuple[str, ...], me: PeerId, model: ModelId, name: str, layers: int, context: int
+) -> Advertisement:
+    """Return the advertisement of a peer that keeps, learns or relays: it serves no layer."""
+    return Advertisement(
+        peer=me,
+        addresses=addresses,
+        model=model,
+        model_name=name[:128],
+        layers=layers,
+        first=0,
+        end=0,
+        context=context,
+        numerics_class="0" * 32,
+        sequence=0,
+        state=State.DRAINING,  # versions that know none of these count on no session here either
+    )
+
+
 @frozen
 class Heard:
     """An advertisement as its author signed it, and its age."""

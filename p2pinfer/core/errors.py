@@ -7,6 +7,7 @@
     │   └── PromptTooLong    it leaves no room for an answer
     ├── NotVerified          what was checked of an answer did not hold
     ├── NobodyServes         no chain of reachable peers covers the model
+    │   └── NoPath           too few relays to hide behind
     ├── EngineError          the local engine refused or failed
     │   └── EngineDied       its process ended; the node keeps running
     └── PeerError            another peer failed; carries its id
@@ -66,6 +67,10 @@ class NobodyServes(P2pinferError):
     """No chain of reachable peers covers the layers that are needed."""
 
     exit_code = EXIT_NOBODY_SERVES
+
+
+class NoPath(NobodyServes):
+    """There are too few relays for the path that was asked for; nobody is called otherwise."""
 
 
 class NotVerified(P2pinferError):

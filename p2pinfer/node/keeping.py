@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.advertisement import Advertisement, without_layers
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Manifest
@@ -196,19 +196,7 @@ def advertisement_without_layers(
     addresses: tuple[str, ...], me: PeerId, model: Manifest
 ) -> Advertisement:
     """Return the advertisement of a peer that keeps or learns: it serves no layer, and will not."""
-    return Advertisement(
-        peer=me,
-        addresses=addresses,
-        model=model.id,
-        model_name=model.name[:128],
-        layers=model.layers,
-        first=0,
-        end=0,
-        context=model.context,
-        numerics_class="0" * 32,
-        sequence=0,
-        state=State.DRAINING,  # versions that know no keepers count on no session here either
-    )
+    return without_layers(addresses, me, model.id, model.name, model.layers, model.context)
 
 
 @dataclass(frozen=True)

@@ -44,20 +44,20 @@ class KnownPeers:
         named = reach.network.encode()
         # No network's name has a slash; and the file gives nothing of the key away.
         secret = f"/{blake3(named, key=reach.key).hexdigest(8)}" if reach.key else ""
-        self._network = reach.network + secret
+        self.name = reach.network + secret
         self._path = path or state_dir() / "peers.json"
 
     def load(self) -> dict[PeerId, tuple[str, ...]]:
         """Return where they were, the latest first."""
-        found = self._read().get(self._network, {})
+        found = self._read().get(self.name, {})
         latest = sorted(found.items(), key=lambda each: -each[1][1])
         return {peer: addresses for peer, (addresses, _) in latest}
 
     def drop(self, peers: list[PeerId]) -> None:
         """Forget peers that did not answer where others did."""
         found = self._read()
-        left = {p: each for p, each in found.get(self._network, {}).items() if p not in peers}
-        self._write(found | {self._network: left})
+        left = {p: each for p, each in found.get(self.name, {}).items() if p not in peers}
+        self._write(found | {self.name: left})
 
     def put(self, answered: Answered, ahead_s: float) -> None:
         """Take in who answered, by a clock that everybody's is so far ahead of.
@@ -71,12 +71,12 @@ class KnownPeers:
             if (addresses := tuple(each for each in all_ if not is_loopback(each)))
         }
         found = self._read()
-        before = found.get(self._network, {})
+        before = found.get(self.name, {})
         if all(peer in before and before[peer][1] >= at_s for peer, (_, at_s) in own.items()):
             return
         latest = sorted([*before.items(), *own.items()], key=lambda each: each[1][1])
         newest = sorted(dict(latest).items(), key=lambda each: each[1][1])[-ANSWERED_MAX:]
-        self._write(found | {self._network: dict(newest)})
+        self._write(found | {self.name: dict(newest)})
 
     async def keep(self, answered: Callable[[], Answered]) -> None:
         """Write down who answered, now and then, and when cancelled."""

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import trio
 
+from p2pinfer.core.advertisement import Advertisement, without_layers
 from p2pinfer.core.ids import PeerId
 from p2pinfer.node.bystander import open_bystander
 from peers.discovery.directory import Directory
-from transports.base import Reach, Relaying
+from transports.base import Reach, Relaying, Transport
 
 FOLLOWED_MAX: Final = 16
 """Models whose advertisements are passed on: each costs a view of its peers."""
@@ -51,15 +52,36 @@ async def run_relay(
         if not swarm.bootstrap:
             swarm.nursery.start_soon(swarm.find_anybody)
         on_ready(transport.peer_id, tuple(transport.addresses))
-        await _follow_all(directory)
+        try:
+            await _follow_all(directory, transport)
+        finally:
+            directory.leave()
 
 
-async def _follow_all(directory: Directory) -> Any:
-    """Take part in the gossip of every model that others speak of, for ever."""
+async def _follow_all(directory: Directory, transport: Transport) -> Any:
+    """Take part in the gossip of every model that others speak of, for ever.
+
+    With the first of them this relay tells others of itself, for those who look for one.
+    """
     followed: set[str] = set()
     while True:
+        if followed and not directory.advertises:
+            directory.advertise(_about(directory, transport))
         for model in directory.models():
             if model not in followed and len(followed) < FOLLOWED_MAX:
                 followed.add(model)
                 directory.follow(model)
         await trio.sleep(LOOK_S)
+
+
+def _about(directory: Directory, transport: Transport) -> Advertisement:
+    """Return what a relay says of itself, beside what another says of a model."""
+    other = directory.peers()[0]
+    return without_layers(
+        tuple(transport.addresses),
+        transport.peer_id,
+        other.model,
+        other.model_name,
+        other.layers,
+        other.context,
+    )

@@ -243,11 +243,18 @@ class ClientOptions:
     """A small model with the same tokens, all of it here, that drafts too."""
     default_model: Choose | None = None
     """Required if no model is named."""
+    via: int = 0
+    """How many relays to hide behind: then no peer is asked on another's account."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether others may learn which peer of this machine stands behind its requests."""
+        return self.sponsored and not self.anonymous and not self.via
 
     @property
     def books(self) -> Side:
         """Where what others do is written down: a statement of it would name the peer here."""
-        return Side.USED if self.sponsored and not self.anonymous else Side.UNNAMED
+        return Side.USED if self.is_named else Side.UNNAMED
 
 
 class Client(SwarmClient):
@@ -435,7 +442,7 @@ async def open_client(
         UserError: an option cannot be used; the sentence says what to do.
         NobodyServes: none of the bootstrap addresses answers.
     """
-    if not options.bootstrap and not looks_around(options.network):
+    if not (options.bootstrap or options.via or looks_around(options.network)):
         raise UserError(NO_WAY_IN)
     check_shown(options.keep, options.network, shown=options.shows_tokens)
     await in_thread(_check_held, options, store)
@@ -453,9 +460,9 @@ async def open_client(
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        swarm = await stack.enter_async_context(
-            open_swarm_connection(options.bootstrap, options.network, kind=options.transport)
-        )
+        kind, via = options.transport, options.via
+        joined = open_swarm_connection(options.bootstrap, options.network, kind=kind, via=via)
+        swarm = await stack.enter_async_context(joined)
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("looking for peers in the swarm …")
         await swarm.enter(options.model)
@@ -473,10 +480,9 @@ async def open_client(
             model, (own, (first_end, last_end)) = await obtain(
                 transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
             )
-        machine = options.machine
-        step(loading_ends(own, first, last, machine.threads, machine.gpu))
+        step(loading_ends(own, first, last, options.machine.threads, options.machine.gpu))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(machine, model, first, last))
+            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)

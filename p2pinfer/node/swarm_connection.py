@@ -4,7 +4,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.logs import note
 from p2pinfer.node.guest_tokens import GuestTokens
+from p2pinfer.node.hidden_way import OpenedWay, open_hidden_way
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.networks import Membership, is_network_file, open_network
@@ -235,6 +236,7 @@ async def open_swarm_connection(
     listen: Sequence[str] = (),
     announce: Sequence[str] = (),
     kind: str = "libp2p",
+    via: int = 0,
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
 
@@ -247,9 +249,11 @@ async def open_swarm_connection(
         listen: multiaddrs to listen on.
         announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
+        via: how many relays to hide behind; the identity is then one that nobody has seen.
 
     Raises:
         UserError: an address cannot be listened on, or announced.
+        NoPath: there are not enough relays.
     """
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
@@ -258,22 +262,31 @@ async def open_swarm_connection(
         guests = GuestTokens(network)
     names = [address for address in bootstrap if dnsaddr.is_dnsaddr(address)]
     bootstrap, faults = await dnsaddr.resolve(bootstrap)
+    if via and isinstance(network, Reach):
+        network, names = replace(network, mdns=False, dht=False), []
+
+    @asynccontextmanager
+    async def plain() -> AsyncIterator[OpenedWay]:
+        async with open_transport(kind, identity, listen, announce, network, guests) as found:
+            yield OpenedWay(found, identity, bootstrap)
+
+    opening = open_hidden_way(bootstrap, network, via, chance) if via else plain()
     with lone_errors():
-        async with (
-            open_transport(kind, identity, listen, announce, network, guests) as inner,
-            trio.open_nursery() as nursery,
-        ):
-            transport = GuardedTransport(inner)
-            directory = Directory(transport, identity, chance, clock_ms=clock_ms)
+        async with opening as way, trio.open_nursery() as nursery:
+            transport = GuardedTransport(way.transport)
+            directory = Directory(transport, way.identity, chance, clock_ms=clock_ms)
+            for peer in way.barred:
+                transport.shut_out(peer)
+                directory.shut_out(peer)
             if isinstance(network, Reach) and isinstance(network.members, Membership):
                 nursery.start_soon(_enrol(transport, directory, network.members, chance).run)
             transport.prefer_direct({SESSION}, directory.said_addresses)
             try:
                 yield SwarmConnection(
-                    identity,
+                    way.identity,
                     transport,
                     directory,
-                    bootstrap,
+                    way.ways_in,
                     chance,
                     nursery,
                     # Bare TCP dials what a libp2p peer does not understand.

@@ -44,8 +44,8 @@ class AccountOptions(Protocol):
         ...
 
     @property
-    def sponsored(self) -> bool:
-        """On that of a peer that serves on this machine, if there is one."""
+    def is_named(self) -> bool:
+        """On that of a peer that serves on this machine, if there is one, and by its name."""
         ...
 
     @property
@@ -149,7 +149,7 @@ def speaking_for(
     """
     network = name_of(options.network)
     sponsorship, vouchers = Sponsorship(requester, network), RequesterVouchers(requester, network)
-    if options.sponsored and not options.anonymous:
+    if options.is_named:
         nursery.start_soon(sponsorship.run)
     return sponsorship.current, vouchers.voucher if options.anonymous else nobody
 

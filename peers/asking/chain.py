@@ -37,7 +37,6 @@ from peers.asking.stage_handle import (
     REOPEN_S,
     StageHandle,
     check_step,
-    is_relayed,
     lost_places,
     open_stages,
     reach,
@@ -343,13 +342,13 @@ class Chain:
             await trio.sleep(LOOK_AGAIN_S)
 
     async def _reopen(self, places: slice) -> bool:
-        """Open the session again at lost stages behind relays; False if that does not help.
+        """Open the session again at stages lost through relays; False if that does not help.
 
         What is gone may be the relay, and not the peer, which another one leads to.
         """
         replaced, now = self._stages[places], trio.current_time()
         hops = [stage.hop for stage in replaced]
-        if not all(map(is_relayed, hops)) or self._was_reopened(*replaced):
+        if not all(s.may_return for s in replaced) or self._was_reopened(*replaced):
             return False
         self._reopened |= {hop.peer: now for hop in hops}
         if not await self._take_places(places, hops):

@@ -7,7 +7,7 @@ import trio
 
 from p2pinfer.core.ids import PeerId
 from peers.asking.repair import Repair, at_once
-from peers.asking.stage_handle import StageHandle, is_relayed, lost_places
+from peers.asking.stage_handle import StageHandle, lost_places
 from peers.receipts.session_evidence import Evidence
 
 MISSED_S = 30.0
@@ -61,7 +61,7 @@ class Pause:
         it holds the session's rows for a moment.
         """
         places = lost_places(stages) if self.is_on else None
-        if not (repair and places) or any(is_relayed(stage.hop) for stage in stages[places]):
+        if not (repair and places) or any(each.may_return for each in stages[places]):
             return
         if at_once(repair, stages, places.start, failed):
             with trio.move_on_after(MISSED_S):

@@ -56,10 +56,22 @@ class StageHandle:
     """A stage that accepted a session, and the control channel that keeps it open."""
 
     def __init__(
-        self, hop: Hop, control: Channel, expects: PeerId, *, blocks: bool, begins_at: int = 0
+        self,
+        hop: Hop,
+        control: Channel,
+        expects: PeerId,
+        *,
+        blocks: bool,
+        begins_at: int = 0,
+        is_carried: bool = False,
     ) -> None:
-        """Control a stage that has the steps up to ``begins_at`` from a parent of the session."""
+        """Control a stage that has the steps up to ``begins_at`` from a parent of the session.
+
+        ``is_carried``: by a path, so that it may be there still when it seems to be lost.
+        """
         self.hop, self.blocks, self._begins_at = hop, blocks, begins_at
+        self.may_return = is_carried or any(map(is_circuit, hop.addresses))
+        """Whether perhaps only a relay is gone when it is lost."""
         self._expects: PeerId | None = expects
         self.lost: PeerError | None = None
         """Why the session cannot continue with it."""
@@ -163,11 +175,6 @@ class StageHandle:
         return answer
 
 
-def is_relayed(hop: Hop) -> bool:
-    """Whether a peer is called through relays."""
-    return any(map(is_circuit, hop.addresses))
-
-
 def lost_places(stages: Sequence[StageHandle]) -> slice | None:
     """Return the first run of stages that are lost."""
     lost = [index for index, stage in enumerate(stages) if stage.lost]
@@ -221,7 +228,14 @@ async def open_stages(
             control.abort()
             raise RemoteProtocolError(hop.peer, "it took over a session that was not named")
         begins_at = own.parent.number if own.parent and said.inherited else 0
-        found[index] = StageHandle(hop, control, before, blocks=own.blocks, begins_at=begins_at)
+        found[index] = StageHandle(
+            hop,
+            control,
+            before,
+            blocks=own.blocks,
+            begins_at=begins_at,
+            is_carried=transport.via is not None,
+        )
 
     try:
         with lone_errors():

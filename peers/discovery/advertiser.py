@@ -86,6 +86,11 @@ class Advertiser:
         self._show_until = self._hide_until = -float("inf")
         view.on_newer_sequence = self._on_newer_sequence
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is something to advertise."""
+        return self._own is not None
+
     def say(self, advertisement: Advertisement) -> None:
         """Advertise this from now on; see `peers.discovery.directory.Directory.advertise`."""
         before = self._own

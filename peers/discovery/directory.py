@@ -91,6 +91,11 @@ class Directory:
         return self.advertiser.is_hidden
 
     @property
+    def advertises(self) -> bool:
+        """Whether this peer advertises itself."""
+        return self.advertiser.is_on
+
+    @property
     def is_sample(self) -> bool:
         """Whether there is no room for more peers, so that others probably exist."""
         return self.view.is_full

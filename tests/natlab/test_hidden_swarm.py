@@ -92,7 +92,7 @@ def counting_relay(host: Host, home: Path) -> Iterator[tuple[str, Callable[[], i
                 )
             )
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_follow_all, swarm.directory)
+                nursery.start_soon(_follow_all, swarm.directory, transport)
                 await over.wait()
                 nursery.cancel_scope.cancel()
 

@@ -181,9 +181,11 @@ async def test_who_is_anonymous_names_no_peer(monkeypatch: pytest.MonkeyPatch) -
             found = await vouch(STAGE.peer_id)
             assert found
             assert found.epoch == epoch_at(clock_ms())
-            _, vouch = speaking_for(nursery, ASKER.peer_id, how(sponsored=False))
-            assert await vouch(STAGE.peer_id) is None
-    assert anonymous.books is how(sponsored=False).books is Side.UNNAMED
+            for alone in (how(sponsored=False), how(via=1)):
+                sponsor, vouch = speaking_for(nursery, ASKER.peer_id, alone)
+                assert await vouch(STAGE.peer_id) is None
+                assert not started
+    assert anonymous.books is how(sponsored=False).books is how(via=1).books is Side.UNNAMED
     assert how().books is Side.USED
 
 

@@ -3,6 +3,7 @@
 _LIMITS, _RELAY = "transports.libp2p.relay_limits", "transports.libp2p.relay"
 _PORTS, _PUNCHING = "transports.port_mapping", "transports.libp2p.punching_rules"
 _HELD, _WATCH = "transports.libp2p.held_relays", "transports.libp2p.circuit_watch"
+_EXTENSION = "transports.libp2p.extension"
 
 RELAYS = [
     ("reservations at a relay", "{}", _LIMITS, "RESERVATIONS_MAX"),
@@ -36,6 +37,11 @@ RELAYS = [
         "peers.serving.stage_session",
         "REOPEN_S_MAX",
     ),
+    ("paths that a relay carries", "{}", _EXTENSION, "EXTENSIONS_MAX"),
+    ("per caller, and to one peer", "{}", _EXTENSION, "EXTENSIONS_PER_PEER_MAX"),
+    ("openings a minute of one caller", "{}", _EXTENSION, "OPENINGS_PER_MINUTE"),
+    ("a relay of a path must answer within", "{}", "transports.libp2p.path", "RELAY_S_MAX"),
+    ("first relays that are kept", "{}", "p2pinfer.node.guards", "GUARDS_MAX"),
     (
         "dials without an answer at one host, or on private networks, in search of relays",
         "{} in {}",

@@ -170,22 +170,7 @@ class Circuits:
             stream.abort()
 
     async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, RelayAnswer]:
-        """Send a relay a request, and return the stream and its answer."""
-        peer = PeerId(str(relay.peer_id))
-        stream = await open_stream(relay, peer, HOP, watched=False, first=request)
-        try:
-            with trio.fail_after(ANSWER_S_MAX):
-                body = await read_delimited(stream, MESSAGE_BYTES_MAX)
-            return stream, messages.read_hop_answer(body)
-        except BaseException as error:
-            stream.abort()
-            if isinstance(error, messages.MalformedMessage):
-                raise RemoteProtocolError(peer, f"the relay {peer} sent {error}") from error
-            if isinstance(error, trio.TooSlowError):
-                raise PeerUnavailable(peer, f"the relay {peer} does not answer") from None
-            if isinstance(error, MuxedStreamReset):
-                raise PeerUnavailable(peer, f"the relay {peer} hung up") from error
-            raise
+        return await ask_relay(relay, HOP, request)
 
     async def _serve_stop(self, inbound: INetStream) -> None:
         """Take a call, and live as long as its circuit."""
@@ -245,6 +230,32 @@ class Circuits:
         finally:
             self._calls -= 1
             pipe.stream.abort()
+
+
+async def ask_relay(
+    relay: Connection, protocol: str, request: bytes, *, watched: bool = False
+) -> tuple[Stream, RelayAnswer]:
+    """Send a relay a request, and return the stream and its answer.
+
+    Raises:
+        PeerUnavailable: it does not speak the protocol, or does not answer.
+        RemoteProtocolError: it broke the protocol.
+    """
+    peer = PeerId(str(relay.peer_id))
+    stream = await open_stream(relay, peer, protocol, watched=watched, first=request)
+    try:
+        with trio.fail_after(ANSWER_S_MAX):
+            body = await read_delimited(stream, MESSAGE_BYTES_MAX)
+        return stream, messages.read_hop_answer(body)
+    except BaseException as error:
+        stream.abort()
+        if isinstance(error, messages.MalformedMessage):
+            raise RemoteProtocolError(peer, f"the relay {peer} sent {error}") from error
+        if isinstance(error, trio.TooSlowError):
+            raise PeerUnavailable(peer, f"the relay {peer} does not answer") from None
+        if isinstance(error, MuxedStreamReset):
+            raise PeerUnavailable(peer, f"the relay {peer} hung up") from error
+        raise
 
 
 def _raw(pipe: StreamPipe, outer: Connection, *, initiator: bool) -> RawConnection:

@@ -35,9 +35,20 @@ STRAIGHT_PRIVATE_S = 0.1
 
 
 class Dialler:
-    """Makes connections; ``is_private`` is whether the network has a key."""
+    """Makes connections.
 
-    def __init__(self, host: IHost, circuits: Circuits, *, is_private: bool) -> None:
+    Args:
+        host: whose they are.
+        circuits: of that host.
+        is_private: whether the network has a key.
+        is_hiding: whether a relay dials for this host, so that one address of a peer is as good as
+            another, and no name that a stranger told is looked up from here.
+    """
+
+    def __init__(
+        self, host: IHost, circuits: Circuits, *, is_private: bool, is_hiding: bool = False
+    ) -> None:
+        self._is_hiding = is_hiding
         self._host = host
         self._circuits = circuits
         self._is_private = is_private
@@ -56,6 +67,8 @@ class Dialler:
         faults: list[str] = []
         circuits = [address for address in addresses if CIRCUIT.fullmatch(address)]
         straight = [address for address in addresses if address not in circuits]
+        if self._is_hiding:
+            del straight[1:]
 
         async def try_straight() -> None:
             async with trio.open_nursery() as dials:
@@ -73,7 +86,7 @@ class Dialler:
 
         async def attempt(address: str) -> None:
             try:
-                targets = await numeric(address)
+                targets = [address] if self._is_hiding else await numeric(address)
             except (OSError, ValueError) as error:  # the latter for what no name can be
                 faults.append(f"{place(address)}: {root(error)}")
                 return

@@ -4,14 +4,19 @@ Not for use with strangers: a cancellation during a read or write can end the wh
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 
-from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
+from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, receive_one_by_one
+from transports.base import MESSAGE_BYTES_MAX, Channel, begun, receive_one_by_one
+from transports.libp2p.channel import StreamChannel
+from transports.libp2p.dialling import libp2p_id, root
+from transports.libp2p.stream import Stream
 
 LENGTH_BYTES = 4
 
@@ -72,3 +77,21 @@ class LibraryChannel:
 
     def abort(self) -> None:
         """Do nothing: libp2p's streams cannot be ended without waiting."""
+
+
+async def open_library(host: IHost, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
+    """Open a channel on libp2p's own muxer; raises PeerUnavailable."""
+    try:
+        channel = LibraryChannel(await host.new_stream(libp2p_id(peer), [name]), peer)
+    except Exception as error:
+        raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
+    return await begun(channel, first)
+
+
+def wrap(stream: Any) -> Channel:
+    """Make a channel of an inbound stream, of either muxer, whose protocol is agreed."""
+    muxed = stream.muxed_stream
+    remote = PeerId(str(stream.muxed_conn.peer_id))
+    if isinstance(muxed, Stream):
+        return StreamChannel(muxed, remote)
+    return LibraryChannel(stream, remote)

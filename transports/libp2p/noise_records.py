@@ -210,6 +210,11 @@ class StreamPipe(ReadWriteCloser):
         """What the other end says before its first frame."""
 
     @property
+    def carrier(self) -> PeerId | None:
+        """The relay that the connection on it goes through."""
+        return self.relay
+
+    @property
     def was_hung_up(self) -> bool:
         """Whether the other end, or the relay, ended the circuit before this one did."""
         return self._was_hung_up if self._closed else self.stream.dead or self.stream.ended
@@ -269,7 +274,7 @@ class CircuitWire(NoiseRecords):
     ) -> None:
         super().__init__(session, noise)
         self._stream = pipe.stream
-        self.relay: PeerId | None = pipe.relay
+        self.relay: PeerId | None = pipe.carrier
         self._due = pipe.muxer_due  # still to come, before its first frame
 
     def send_now(self, sealed: bytes) -> int:

@@ -106,6 +106,7 @@ class Punches:
         upgrader: as of `OutsideView`.
         own: returns this peer's addresses, as it says them to others.
         reach: returns a direct connection to a peer; raises PeerUnavailable.
+        is_off: punch with nobody, which would show where this machine is.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class Punches:
         upgrader: TransportUpgrader,
         own: Callable[[], Sequence[str]],
         reach: Callable[[PeerId, Sequence[str]], Awaitable[Connection]],
+        *,
+        is_off: bool = False,
     ) -> None:
         swarm = host.get_network()
         assert isinstance(swarm, Swarm), "new_host makes a Swarm"
@@ -133,13 +136,16 @@ class Punches:
         """The protocols whose channels wait for a direct connection; the node sets them."""
         self.addresses_of: Callable[[PeerId], Sequence[str]] = lambda _: ()
         """Returns where a peer says to be reached; the node sets it."""
-        host.set_stream_handler(TProtocol(DCUTR), self._serve)
+        self._is_off = is_off
+        if not is_off:
+            host.set_stream_handler(TProtocol(DCUTR), self._serve)
         swarm.register_notifee(News(self._tell))
 
     async def run(self) -> None:
         """Serve, for ever."""
-        async with trio.open_nursery() as self._nursery:
-            await trio.sleep_forever()
+        if not self._is_off:
+            async with trio.open_nursery() as self._nursery:
+                await trio.sleep_forever()
 
     def begin(self, relay: Connection) -> None:
         """Take note that a circuit through a relay is being made: ask it now where it sees us."""

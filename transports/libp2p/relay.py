@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 from libp2p.abc import IHost, INetStream
@@ -66,6 +66,43 @@ class RelayStatistics:
     """Requests refused so far for lack of room."""
 
 
+class End(Protocol):
+    """One end of what a relay carries: a stream, or a socket that is used like one."""
+
+    buffer: bytearray
+    ended: bool
+    dead: bool
+    finished: bool
+
+    async def wait_buffered(self, size: int) -> None:
+        """Wait until that many bytes are unread, or no more will come."""
+        ...
+
+    def take(self, size: int) -> bytes:
+        """Remove and return unread bytes."""
+        ...
+
+    def room(self) -> int:
+        """How many bytes may be sent now."""
+        ...
+
+    async def wait_room(self, *, or_end: bool = False) -> None:
+        """Wait until bytes may be sent or never can."""
+        ...
+
+    def send_now(self, data: bytes) -> int:
+        """Send as much as there is room for; return how much."""
+        ...
+
+    def finish(self) -> None:
+        """Send no more."""
+        ...
+
+    def abort(self) -> None:
+        """End it now, in both directions."""
+        ...
+
+
 class Relay:
     """The relay of one host.
 
@@ -75,6 +112,7 @@ class Relay:
         addresses: returns where the relay is reached.
         unix_s: the wall-clock time, for hidden peers to know when to renew.
         is_on: returns whether it takes reservations and calls.
+        protocol: under which it is asked.
     """
 
     def __init__(
@@ -84,16 +122,22 @@ class Relay:
         addresses: Callable[[], list[str]],
         unix_s: Callable[[], float],
         is_on: Callable[[], bool],
+        protocol: str = HOP,
     ) -> None:
-        self._is_on = is_on
+        self.is_on = is_on
         self._addresses, self._unix_s = addresses, unix_s
         self._table: RelayTable[ID, Connection] = RelayTable(limits)
         self._total = Bucket(limits.bytes_per_s, limits.burst_bytes)
         self._turn = trio.Lock()
         self._asking: dict[ID, int] = {}
         self._bytes = self._refused = 0
-        host.set_stream_handler(TProtocol(HOP), self._serve)
-        let_guests_through(host, self._held_by)
+        host.set_stream_handler(TProtocol(protocol), self._serve)
+        if protocol == HOP:
+            let_guests_through(host, self._held_by)
+
+    def share_rate(self, other: "Relay") -> None:
+        """Carry no more than another relay of this host and this one may together."""
+        self._total, self._turn = other._total, other._turn
 
     def statistics(self) -> RelayStatistics:
         """Return what it does now."""
@@ -130,8 +174,8 @@ class Relay:
             stream.abort()
             found.abort()
 
-    async def _hear(self, stream: Stream, connection: Connection) -> tuple[Stream, ID] | None:
-        """Answer one request; return the stream to the hidden peer if it was for a circuit.
+    async def _hear(self, stream: Stream, connection: Connection) -> tuple[End, ID] | None:
+        """Answer one request; return the way to the other peer if it was for a circuit.
 
         That circuit is counted then, and must be given back.
         """
@@ -146,12 +190,12 @@ class Relay:
         except (MuxedStreamReset, trio.TooSlowError):
             stream.abort()
             return None
-        if connection.relay is not None or not self._is_on():
+        if connection.relay is not None or not self.is_on():
             stream.send_now(messages.hop_answer(CircuitStatus.PERMISSION_DENIED))
         elif isinstance(asked, messages.Reserve):
             stream.send_now(self._reserve(connection))
         else:
-            status, found = await self._connect(connection.peer_id, asked.peer)
+            status, found = await self._connect(connection, asked.peer)
             stream.send_now(messages.hop_answer(status))
             return (found, asked.peer) if found else None
         return None
@@ -174,11 +218,12 @@ class Relay:
 
     def _held_by(self, peer: ID) -> Connection | None:
         """Return the connection to a peer that can be called through this one."""
-        connection = self._table.find(peer, trio.current_time()) if self._is_on() else None
+        connection = self._table.find(peer, trio.current_time()) if self.is_on() else None
         return None if connection is None or connection.is_closed else connection
 
-    async def _connect(self, caller: ID, target: ID) -> tuple[CircuitStatus, Stream | None]:
+    async def _connect(self, asking: Connection, target: ID) -> tuple[CircuitStatus, End | None]:
         """Bring a caller to a hidden peer; return its stream if it takes the call."""
+        caller = asking.peer_id
         connection = self._table.find(target, trio.current_time())
         if connection is None or connection.is_closed:
             return CircuitStatus.NO_RESERVATION, None
@@ -208,7 +253,7 @@ class Relay:
                     found.abort()
         return (CircuitStatus.OK, found) if is_open else (CircuitStatus.CONNECTION_FAILED, None)
 
-    async def _carry(self, one: Stream, other: Stream) -> None:
+    async def _carry(self, one: End, other: End) -> None:
         """Pass on bytes both ways, until both ends are done or one of them is gone."""
         limits = self._table.limits
         with trio.move_on_after(IDLE_S_MAX) as patience:
@@ -218,7 +263,7 @@ class Relay:
                     nursery.start_soon(self._pump, source, target, rate, patience)
 
     async def _pump(
-        self, source: Stream, target: Stream, rate: Bucket, patience: trio.CancelScope
+        self, source: End, target: End, rate: Bucket, patience: trio.CancelScope
     ) -> None:
         """Pass on bytes one way; what the target does not take stays unread at the source."""
         while True:
@@ -239,8 +284,9 @@ class Relay:
             is_half = source.finished or target.ended
             patience.deadline = trio.current_time() + (HALF_CLOSED_S_MAX if is_half else IDLE_S_MAX)
         if source.ended and not source.dead and not target.dead:
-            target.finish()
             patience.deadline = min(patience.deadline, trio.current_time() + HALF_CLOSED_S_MAX)
+            await target.wait_room()  # what a socket has not taken yet goes before the end
+            target.finish()
         else:
             patience.cancel()
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import trio
 from libp2p.abc import IHost, INetStream
-from libp2p.custom_types import TProtocol
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 from transports.base import (
-    NETWORK_NAME,
     Accept,
     Channel,
     Handler,
@@ -29,14 +27,15 @@ from transports.base import (
     Reachability,
     Relaying,
     Topic,
-    begun,
+    check_network_name,
 )
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import INTERFACES, check_announced, is_global
 from transports.libp2p.channel import StreamChannel, frame
 from transports.libp2p.circuit import Circuits
 from transports.libp2p.dialler import Dialler
-from transports.libp2p.dialling import CIRCUIT, REACHED, libp2p_id, parse_address, root
+from transports.libp2p.dialling import CIRCUIT, REACHED, libp2p_id, parse_address
+from transports.libp2p.extension import Extender
 from transports.libp2p.gossip import Gossip
 from transports.libp2p.guests import Guests
 from transports.libp2p.held_relays import HeldRelays
@@ -56,15 +55,15 @@ from transports.libp2p.host import (
     stranger_upgrader,
 )
 from transports.libp2p.host_run import leave, run_host
-from transports.libp2p.library_channel import LibraryChannel
+from transports.libp2p.library_channel import open_library, wrap
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
+from transports.libp2p.path import Extension, dial_over
 from transports.libp2p.peer_finding import Lookout
 from transports.libp2p.punching import Punches
 from transports.libp2p.reach_watch import ReachWatch
 from transports.libp2p.relay import Relay
 from transports.libp2p.relay_limits import RelayLimits
-from transports.libp2p.stream import Stream
 from transports.port_mapping.keeper import PortKeeper
 from transports.port_mapping.messages import NONCE_BYTES
 
@@ -90,8 +89,9 @@ class Libp2pTransport:
         lookout: Lookout,
         announced: Sequence[str],
         meetings: Meetings,
+        via: Extension | None = None,
     ) -> None:
-        self._host = host
+        self._host, self.via = host, via
         self.reach = ReachWatch(
             host,
             announced,
@@ -120,7 +120,7 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
-        self._dialler = Dialler(host, self.circuits, is_private=self._private)
+        self._dialler = Dialler(host, self.circuits, is_private=self._private, is_hiding=bool(via))
         self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
         self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
         self.circuits.watch.has_direct = partial(has_direct, host)
@@ -139,17 +139,29 @@ class Libp2pTransport:
             stranger_upgrader(reach.key, reach.members),
             lambda: self.addresses,
             self.reach_directly,
+            is_off=bool(via),
         )
         """Ways from circuits to direct connections."""
         self.circuits.on_begin, self.circuits.on_call = self.punches.begin, self.punches.called
         self.reach.touched = self.punches.touched
         self._relaying = reach.relaying
-        self.relay = Relay(
-            host,
-            RelayLimits.of(reach.relay_mbit),
-            lambda: list(self.own_addresses),
-            time.time,
-            self._relays_for_others,
+        limits = RelayLimits.of(reach.relay_mbit)
+        self.relay = Relay(host, limits, self._where, time.time, self._relays_for_others)
+        self.extender = self._make_extender(limits)
+        """Carries what others say who do not want to be seen."""
+
+    def _where(self) -> list[str]:
+        return list(self.own_addresses)
+
+    def _make_extender(self, limits: RelayLimits) -> Extender:
+        return Extender(
+            self._host,
+            self._network,
+            self.relay,
+            limits,
+            partial(self.reach_directly, own=True),
+            lambda peer: [*self.punches.addresses_of(peer), *self._known.get(peer, ())],
+            self._where,
         )
 
     @property
@@ -300,7 +312,7 @@ class Libp2pTransport:
 
         async def serve(stream: INetStream) -> None:
             self.was_dialled |= self._shows_dialable(stream.muxed_conn)
-            channel = _wrap(stream)
+            channel = wrap(stream)
             try:
                 await handler(channel)
             except ChannelClosed as error:
@@ -348,7 +360,7 @@ class Libp2pTransport:
                 await self.punches.wait_direct(peer)
                 muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
-                return await self._open_library(peer, name, first)
+                return await open_library(self._host, peer, name, first)
             try:
                 return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
@@ -368,13 +380,17 @@ class Libp2pTransport:
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, libp2p_id(peer))
 
-    async def reach_directly(self, peer: PeerId, addresses: Sequence[str]) -> Connection:
+    async def reach_directly(
+        self, peer: PeerId, addresses: Sequence[str], *, own: bool = False
+    ) -> Connection:
         """Return a connection that no relay carries, dialling if there is none.
+
+        With ``own`` one that this peer has made.
 
         Raises:
             PeerUnavailable: there is none, and none of the addresses answers.
         """
-        found = await self._reach(peer, addresses, direct=True)
+        found = await self._reach(peer, addresses, own=own, direct=True)
         assert isinstance(found, Connection), "circuits need our muxer"
         return found
 
@@ -413,14 +429,6 @@ class Libp2pTransport:
         if len(self._known) > KNOWN_PEERS_MAX:
             del self._known[next(iter(self._known))]
 
-    async def _open_library(self, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
-        """Open a channel on libp2p's own muxer."""
-        try:
-            channel = LibraryChannel(await self._host.new_stream(libp2p_id(peer), [name]), peer)
-        except Exception as error:
-            raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
-        return await begun(channel, first)
-
 
 @asynccontextmanager
 async def open_libp2p(
@@ -432,6 +440,7 @@ async def open_libp2p(
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
     guests: Guests | None = None,
+    via: Extension | None = None,
 ) -> AsyncGenerator[Libp2pTransport, None]:
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
@@ -440,16 +449,13 @@ async def open_libp2p(
     cannot take part, whatever the name: see `private_noise`.
     ``announce`` are addresses told before the machine's own, such as of a router that passes it on.
     ``muxer="library"`` is to measure with. ``guests`` get a private network's key for a token.
+    With ``via`` everybody is reached over that path, and nobody otherwise; none listens then.
 
     Raises:
         UserError: an address or the network's name cannot be used, or a port is taken.
     """
     reach = Reach(network) if isinstance(network, str) else network
-    if not NETWORK_NAME.fullmatch(reach.network):
-        raise UserError(
-            f"{reach.network!r} cannot name a network:"
-            " use up to 64 of a-z, 0-9, dot, dash, underscore."
-        )
+    check_network_name(reach.network)
     listening = [parse_address(address) for address in listen]
     for address in listening:
         check_port(address)
@@ -466,6 +472,8 @@ async def open_libp2p(
         meetings=meetings,
         guests=guests,
     )
+    if via:
+        dial_over(host, via)
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
@@ -473,7 +481,8 @@ async def open_libp2p(
             await nursery.start(run_host, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics, listens=bool(listening))
-            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
+            told = (identity, reach, gossip, lookout, announced, meetings, via)
+            transport = Libp2pTransport(host, *told)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
             nursery.start_soon(transport.circuits.watch.run)
@@ -489,12 +498,3 @@ async def open_libp2p(
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-def _wrap(stream: Any) -> Channel:
-    """Make a channel of an inbound stream whose protocol is agreed."""
-    muxed = stream.muxed_stream
-    remote = PeerId(str(stream.muxed_conn.peer_id))
-    if isinstance(muxed, Stream):
-        return StreamChannel(muxed, remote)
-    return LibraryChannel(stream, remote)

@@ -148,7 +148,7 @@ class MemoryTransport:
         self._network = network
         self._peer_id = peer_id
         self._nursery = nursery
-        self.was_dialled = False
+        self.was_dialled, self.via = False, None
         self.reachability = Reachability.UNKNOWN
         self.relays: tuple[PeerId, ...] = ()
         """Through which others call this peer while it is hidden."""

@@ -185,6 +185,7 @@ function account(found, cut) {
   details.append(
     make("summary", "", mark, summaryOf(found, cut), ...word),
     stages(found),
+    ...path(found.path ?? []),
     ...evidence(found.trust),
     make("p", "", timing(found)),
   );
@@ -222,6 +223,24 @@ function stages({ route, trust }) {
     list.append(make("li", "", make("code", "", shortName(each.peer)), make("span", "", layers), verdict(each)));
   }
   return list;
+}
+
+/** Say which relays an answer went through, and who saw what. */
+function path(relays) {
+  if (!relays.length) return [];
+  const last = shortName(relays.at(-1));
+  const said = [
+    t("through {0}", relays.map(shortName).join(" → ")),
+    t("the stages saw the address of {0} and an id drawn for this run, not yours", last),
+  ];
+  if (relays.length === 1) {
+    said.push(t("the relay saw your address and which peers you asked, and could read nothing"));
+  } else {
+    said.push(t("the first relay saw your address, and of the others only {0}", last));
+    said.push(t("{0} saw the first relay and the peers you asked, not your address", last));
+  }
+  said.push(t("who watches your line and a stage's, or runs both, can still tell by timing"));
+  return [make("p", "path", said.join("; "))];
 }
 
 function verdict({ verdict: found, by, position, blamed, text }) {
