@@ -76,7 +76,7 @@ def test_what_was_proved_is_said_with_its_odds() -> None:
     one, two = odds([some, ObservedPeer(said("c", 1, 15), True, 0.1), none])
     assert one.startswith(f"…{peer('a')[-6:]}: of the 1,200 rows")
     assert "8 were opened" in one
-    assert one.endswith("caught with 57 %")
+    assert one.endswith("caught with a chance of 57 %")
     assert two == f"…{peer('b')[-6:]} was not proved the last time: it refused"
     assert some.as_dict()["proved"] == {
         "rows": 8,

@@ -96,6 +96,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "bench honest": test_cheats.test_honest_stages_of_a_k_quant_pass,
     "bench proofs": test_cheats.test_openings_catch_cheats_without_layers,
     "bench relay": test_bench.test_relay,
+    "bench rpc": test_bench.test_rpc,
     "bench transport": test_bench.test_transport,
     "bench wan": test_bench.test_wan,
     "chat": test_cli.test_chat_finds_all_peers_through_one,

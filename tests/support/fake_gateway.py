@@ -68,7 +68,7 @@ class FakeClient:
         self.experiences = Experiences(lambda _: 0.0123)
         self.relays: dict[PeerId, PeerId] = {}
         self.relay_to = self.relays.get
-        self.transport = SimpleNamespace(punching={"won": 2, "lost": 1})
+        self.transport = SimpleNamespace(path=(), punching={"won": 2, "lost": 1})
         self._numbers = count()
 
     def context_max(self) -> int:

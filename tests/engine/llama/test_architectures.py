@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel, UserError
-from p2pinfer.engine.gguf import architectures, slicing
+from p2pinfer.engine.gguf import architectures, layer_facts, slicing
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
 from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
 from p2pinfer.engine.gguf.model_header import model_info
@@ -70,7 +70,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 def with_rules(monkeypatch: pytest.MonkeyPatch, name: str, rules: Rules) -> None:
     """Let a case's architecture have other rules."""
     changed = {**RULES, CASES[name].recipe.architecture: rules}
-    monkeypatch.setattr(architectures, "RULES", changed)
+    for module in (architectures, layer_facts):
+        monkeypatch.setattr(module, "RULES", changed)
 
 
 def difference(model: Path, name: str, how: Questions, folder: Path) -> float:

@@ -117,13 +117,13 @@ def test_blocks_that_draft_tokens_are_left_out(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     """A model that is not proven to split leaves nothing in the store."""
-    strange = Value.of(ValueType.STRING, "smollm3")
+    strange = Value.of(ValueType.STRING, "command-r")
     path = write_toy(tmp_path / "m.gguf", general__architecture=strange)
     store = Store(tmp_path / "store")
     with pytest.raises(BadModelFile):
         add_model(store, path, quiet)
     tiny = tmp_path / "tiny.gguf"
-    write_tiny(replace(TINY["qwen3"], architecture="smollm3"), tiny)
+    write_tiny(replace(TINY["qwen3"], architecture="command-r"), tiny)
     with pytest.raises(UnsupportedModel):
         add_model(store, tiny, quiet)
     with pytest.raises(BadModelFile, match="cannot read"):
