@@ -7,16 +7,14 @@ A dialling peer tries all that are advertised, so they are few.
 import ipaddress
 import re
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 import psutil
-import trio
 
 from p2pinfer.core.checks import ADDRESS_CHARS_MAX, ADDRESSES_MAX
 from p2pinfer.core.errors import UserError
@@ -47,9 +45,6 @@ _ANNOUNCED: Final = re.compile(
     r"(/(ip4|ip6|dns|dns4|dns6)/([^/\s]+)/tcp/([1-9]\d{0,4}))(?:/p2p/(\w+))?", re.ASCII
 )
 """An address to announce without the peer's id, the kind of its host, that, its port; an id."""
-
-KEPT_S_MAX: Final = 15.0
-"""What the system said last is good for so long: three looks of a peer, which looks every 5 s."""
 
 _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses reserved for documentation: the route to them is the default route."""
@@ -210,41 +205,7 @@ def are_only_here(multiaddrs: Sequence[str]) -> bool:
     return bool(multiaddrs) and all(map(is_loopback, multiaddrs))
 
 
-class Interfaces:
-    """What the system said last of this machine's interfaces.
-
-    While networks are made, as containers do all the time, it may take a third of a second to
-    answer. So a peer asks in a thread, again and again, and its tasks read what was said last.
-
-    Args:
-        look: asks the system.
-        clock: in seconds.
-    """
-
-    def __init__(
-        self, look: Callable[[], list[Address]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._look, self._clock = look, clock
-        self._kept: list[Address] = []
-        self._until_s = 0.0
-
-    def addresses(self) -> list[Address]:
-        """Return what was said last, or ask now where that is old."""
-        if self._clock() >= self._until_s:
-            self._ask()
-        return [*self._kept]
-
-    async def ask_after(self, pause_s: float) -> None:
-        """Wait, and then ask in a thread."""
-        await trio.sleep(pause_s)
-        await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
-
-    def _ask(self) -> None:
-        self._kept = self._look()
-        self._until_s = self._clock() + KEPT_S_MAX
-
-
-def _look() -> list[Address]:
+def machine_addresses() -> list[Address]:
     """Return the addresses of all interfaces that are up; the routed ones if none are reported."""
     try:
         up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
@@ -258,15 +219,6 @@ def _look() -> list[Address]:
         for each in addresses
         if each.family in (socket.AF_INET, socket.AF_INET6)
     ]
-
-
-INTERFACES: Final = Interfaces(_look)
-"""Of this machine."""
-
-
-def machine_addresses() -> list[Address]:
-    """Return this machine's addresses, as they were a moment ago."""
-    return INTERFACES.addresses()
 
 
 def routed_hosts() -> set[str]:

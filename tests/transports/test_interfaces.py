@@ -3,19 +3,15 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from trio.testing import MockClock
 
 from p2pinfer.core.checks import ADDRESSES_MAX
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from transports.interfaces import (
-    KEPT_S_MAX,
     Address,
-    Interfaces,
     check_announced,
     choose_hosts,
     machine_addresses,
@@ -151,28 +147,6 @@ def test_few_addresses_are_announced() -> None:
 def test_this_machine_has_loopback() -> None:
     """The system reports it."""
     assert "127.0.0.1" in {each.host for each in machine_addresses()}
-
-
-async def test_a_system_that_is_slow_to_tell_its_addresses_stops_nobody(
-    autojump_clock: MockClock,
-) -> None:
-    """It is asked in a thread, and read without waiting until what it said is old."""
-    threads, now_s = list[int](), 0.0
-
-    def look() -> list[Address]:
-        threads.append(threading.get_ident())
-        return [Address("lo", f"127.0.0.{len(threads)}")]
-
-    kept, here = Interfaces(look, lambda: now_s), threading.get_ident()
-    assert kept.addresses() == [Address("lo", "127.0.0.1")]
-    assert threads == [here]
-    await kept.ask_after(5.0)
-    assert here not in threads[1:]
-    now_s = KEPT_S_MAX - 1
-    assert kept.addresses() == [Address("lo", "127.0.0.2")]
-    now_s = KEPT_S_MAX
-    assert kept.addresses() == [Address("lo", "127.0.0.3")]
-    assert threads[2:] == [here]
 
 
 MOVES = """

@@ -30,7 +30,7 @@ from transports.base import (
     check_network_name,
 )
 from transports.identity import Identity, ephemeral_identity
-from transports.interfaces import INTERFACES, check_announced, is_global
+from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel, frame
 from transports.libp2p.circuit import Circuits
 from transports.libp2p.dialler import Dialler
@@ -224,7 +224,7 @@ class Libp2pTransport:
         """Notice when the machine's addresses change, for ever."""
         told, hosts = self.own_addresses, own_hosts()
         while True:
-            await INTERFACES.ask_after(MOVED_LOOK_S)
+            await trio.sleep(MOVED_LOOK_S)
             told_before, told = told, self.own_addresses
             hosts_before, hosts = hosts, own_hosts()
             if lost := hosts_before - hosts:  # what is sent from there goes nowhere
