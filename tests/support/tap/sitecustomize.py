@@ -5,14 +5,14 @@ Python imports this at its start where this folder is on PYTHONPATH; ``TAP`` nam
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NOISE = "libp2p.security.noise.io"
+RECORDS = "transports.libp2p.noise_records"
 """Where what a peer sends is encrypted, whatever it is."""
 
 
@@ -20,20 +20,25 @@ class _Tap(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == NOISE else None
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == RECORDS else None
         loader: Any = spec and spec.loader
         if loader:
             execute = loader.exec_module
 
             def patched(module: Any) -> None:
                 execute(module)
-                encrypt = module.NoiseTransportReadWriter.encrypt
+                cipher = module._cipher
 
-                def tapped(self: object, data: bytes) -> bytes:
-                    written.write(bytes(data))
-                    return bytes(encrypt(self, data))
+                def tapped(state: object, way: str) -> Callable[[bytes], bytes]:
+                    crypt: Callable[[bytes], bytes] = cipher(state, way)
 
-                module.NoiseTransportReadWriter.encrypt = tapped
+                    def encrypt(data: bytes) -> bytes:
+                        written.write(data)
+                        return crypt(data)
+
+                    return encrypt if way == "encrypt" else crypt
+
+                module._cipher = tapped
 
             loader.exec_module = patched
         return spec
