@@ -36,7 +36,7 @@ def test_streaming_without_trio_from_several_threads(swarm: list[Peer]) -> None:
         assert "smollm" in joined.model_name.lower()
         left = joined.chat(ASKED, max_tokens=50)
         next(left)
-        left.close()  # type: ignore[attr-defined] # a generator
+        left.close()
 
         def ask(_: int) -> str:
             return "".join(joined.chat(ASKED, sampling=Sampling(), max_tokens=6))
