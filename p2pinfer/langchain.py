@@ -53,6 +53,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from p2pinfer.api.completions import ID_BYTES
@@ -99,6 +100,9 @@ class ChatP2pinfer(BaseChatModel):
     """Seconds that an answer may take in all."""
     enable_thinking: bool | None = None
     """False ends thoughts before they begin."""
+    streaming: bool = True
+    """Callbacks hear each piece as it is made, whether asked for a stream or not; as many models
+    have this, it may be given."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     _gateway: Gateway | None = PrivateAttr(default=None)
@@ -188,7 +192,7 @@ class ChatP2pinfer(BaseChatModel):
             told = {"name": found.get("title", "answer"), "schema": found, "strict": bool(strict)}
             shape = {"type": method, "json_schema": told}
         parser: _WholeJson = _WholeJson()
-        if isinstance(schema, type) and issubclass(schema, BaseModel):
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
             parser = _WholeObject(pydantic_object=schema)
         format_ = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         asked = self.bind(response_format=shape, ls_structured_output_format=format_)

@@ -62,6 +62,7 @@ SLOW = (
     "sim/test_learning.py",
     "sim/test_runs.py",
     "sim/test_ways.py",
+    "test_langchain.py",  # the template's process
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",

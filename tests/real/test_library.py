@@ -53,6 +53,17 @@ def test_streaming_under_asyncio(swarm: list[Peer], tmp_path: Path) -> None:
     assert run_section("Python without a gateway", here, sys.executable, {**os.environ}, tmp_path)
 
 
+def test_a_chat_model_for_langchain(swarm: list[Peer], tmp_path: Path) -> None:
+    """As docs/clients.md shows it: a stream, an answer of a shape, and a call."""
+    here = {"ADDRESS": swarm[0].address, '"main"': f'"{NETWORK}"'}
+    section = "LangChain without a gateway"
+    said = run_section(section, here, sys.executable, {**os.environ}, tmp_path)
+    *_, shaped, given, told = said.splitlines()
+    assert "metres=" in shaped
+    assert "It is sunny in" in given
+    assert "'layers': '19:29'" in told
+
+
 def test_errors_are_raised_in_the_caller(swarm: list[Peer]) -> None:
     """For an address without a peer, no address, and an impossible request."""
     nowhere = f"/ip4/127.0.0.1/tcp/1/p2p/{swarm[0].id}"
