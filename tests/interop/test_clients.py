@@ -70,10 +70,11 @@ PASSED_MIN = 44
 
 
 def own_tests(**variables: str) -> tuple[int, str]:
-    """Run LangChain's own tests of our chat model; return how many passed, and all that was said."""
-    command = [PYTHON, "-m", "pytest", "-c", OURS / "pytest.ini", OURS / "standard.py", "-q", "-rs"]
+    """Run LangChain's own tests of our chat model; return how many passed, and all that is said."""
+    how = ["-c", str(OURS / "pytest.ini"), str(OURS / "standard.py"), "-q", "-rs"]
     root = OURS.parents[2]
     variables = {**os.environ, "PYTHONPATH": str(root), **variables}
+    command = [str(PYTHON), "-m", "pytest", *how]
     done = subprocess.run(
         command, capture_output=True, text=True, env=variables, cwd=root, check=False
     )
