@@ -137,6 +137,10 @@ class SwarmClient:
         """Return the names of all models that the swarm is known to serve."""
         return self._directory.models()
 
+    def seen(self, model: ModelId) -> list[Advertisement]:
+        """Return some of the peers that serve layers of any model, which is not followed for it."""
+        return [a for a in self._directory.peers() if a.model == model and a.first < a.end]
+
     def failed(self) -> set[PeerId]:
         """Return the peers that ended a session and have not been heard of since."""
         return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}

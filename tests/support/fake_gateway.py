@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import httpx
 import trio
+from attrs import evolve
 from starlette.types import ASGIApp
 
 from p2pinfer.api.app import make_app
@@ -60,6 +61,8 @@ class FakeClient:
         self.engine_is_lost = False
         self.called = 0
         self.others: dict[str, str] = {}
+        self.tells = True
+        """Peers of the others are known."""
         self.opened = 0
         self.lengths = [chain.CONTEXT]
         """Of sessions; one gets the least that holds what it must."""
@@ -128,6 +131,10 @@ class FakeClient:
     def models(self) -> dict[str, str]:
         """Return what the swarm serves besides."""
         return {MODEL: "Toy Model", **self.others}
+
+    def seen(self, model: str) -> list[Advertisement]:
+        """Return the chain's peers as if they served that one."""
+        return [evolve(each, model=model) for each in self.serving()] if self.tells else []
 
     def missing(self) -> str:
         """Say what the test wants to be missing."""
