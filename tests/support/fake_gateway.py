@@ -19,7 +19,7 @@ from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
-from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.gguf.sampling_advice import Advice
@@ -134,7 +134,7 @@ class FakeClient:
 
     def seen(self, model: str) -> list[Advertisement]:
         """Return the chain's peers as if they served that one."""
-        return [evolve(each, model=model) for each in self.serving()] if self.tells else []
+        return [evolve(each, model=ModelId(model)) for each in self.serving()] if self.tells else []
 
     def missing(self) -> str:
         """Say what the test wants to be missing."""
