@@ -20,7 +20,7 @@ from tests.support.alone import ANSWER_TOKENS, said_alone
 from tests.support.model_factory import write_model
 from tests.support.patience import while_it_moves
 from tests.support.recipes import CASES
-from tests.support.tiny_models import quantise
+from tests.support.tiny_models import TINY, quantise, write_tiny
 
 pytestmark = [pytest.mark.real, pytest.mark.long]
 
@@ -51,11 +51,22 @@ def written(home: Path) -> int:
     return sum(log.stat().st_size for log in home.glob("log-*"))
 
 
-@pytest.mark.parametrize("name", CASES)
+BY_HAND = {f"{name}-by-hand": tiny for name, tiny in TINY.items()}
+
+
+def write_full(name: str, path: Path) -> None:
+    """Write a tiny model in float32."""
+    if name in CASES:
+        write_model(CASES[name].recipe, path)
+    else:
+        write_tiny(BY_HAND[name], path)
+
+
+@pytest.mark.parametrize("name", [*CASES, *BY_HAND])
 async def test_an_answer_survives_a_killed_stage(name: str, tmp_path: Path) -> None:
     """The swarm says what llama.cpp says alone."""
     full, path = tmp_path / "full.gguf", tmp_path / "model.gguf"
-    write_model(CASES[name].recipe, full)
+    write_full(name, full)
     quantise(full, path, "Q8_0")
     prompt, expected = said_alone(path)
     store = open_store()
