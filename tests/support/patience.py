@@ -1,4 +1,4 @@
-"""A time limit that begins anew at each sign of progress: slow machines pass, hangs do not."""
+"""A time limit that starts again at each sign of progress: slow machines pass, hangs do not."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
