@@ -487,7 +487,7 @@ async def open_client(
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)
         serving = partial(directory.serving, model.id)
-        nursery.start_soon(call_around, transport, serving, swarm.chance)
+        nursery.start_soon(call_around, transport, serving, swarm.chance, transport.round_trip_s)
         drafting = None
         if options.draft_model and options.drafts:
             step(f"loading the draft model {options.draft_model.info.name} …")
