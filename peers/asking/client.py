@@ -289,8 +289,12 @@ class SwarmClient:
 
     def _asking(self, context: int = 1) -> Asking:
         """Return what every route is wanted for, and whether relays may be needed for it."""
-        hidden = self._transport.reachability is not Reachability.PUBLIC
-        return Asking(context, hidden=hidden, row_bytes=4 * self._ends.width)
+        return Asking(
+            context,
+            hidden=self._transport.reachability is not Reachability.PUBLIC,
+            row_bytes=4 * self._ends.width,
+            drafted=self._requester.drafted.value,
+        )
 
     def _busy_s(self, peer: PeerId) -> float:
         """Return how long a peer is expected to stay full."""

@@ -28,7 +28,7 @@ from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.ahead import Ahead, text_drafter
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
-from peers.asking.drafts import DraftCount, alike
+from peers.asking.drafts import DraftCount, DraftedShare, alike
 from peers.asking.experience import stage_times
 from peers.asking.opening import open_chain
 from peers.asking.prompt_window import PromptWindow
@@ -79,8 +79,9 @@ class Session:
         model: ModelDrafter | None = None,
         is_busy: Callable[[], bool] = lambda: False,
         keeps_state: bool = False,
+        share: DraftedShare | None = None,
     ) -> None:
-        self._keeps_state = keeps_state
+        self._keeps_state, self._share = keeps_state, share or DraftedShare()
         self._reached = 0
         """Positions that some cache holds, or may: more than tokens where an answer was stopped."""
         self._chain, self._ends, self._cells = chain, ends, cells
@@ -197,7 +198,8 @@ class Session:
         self._answers += 1
         answer = self._answers
         self._chain.forget()
-        self.drafts = DraftCount()
+        count, made = DraftCount(), 0
+        self.drafts = count
         try:
             recent = list(prompt[-max(1, sampling.repeat_last_n) :])
             held = said if sampling.grammar else 0
@@ -212,7 +214,7 @@ class Session:
             ahead = Ahead(
                 self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
             )
-            self.drafts = ahead.count
+            self.drafts = count = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
@@ -241,6 +243,8 @@ class Session:
                 )
                 ahead.drew(following.token)
         finally:
+            if self._may_draft:
+                self._share.add(count.kept, made)
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
 
@@ -343,6 +347,8 @@ class Requester:
         self._drafts = drafts and not keeps_state
         self._draft_model = None if keeps_state else draft_model
         self._keeps_state = keeps_state
+        self.drafted = DraftedShare()
+        """Of the tokens of all of its sessions."""
 
     @asynccontextmanager
     async def open(
@@ -403,6 +409,7 @@ class Requester:
                     model=model,
                     is_busy=repair.is_busy if repair else lambda: False,
                     keeps_state=self._keeps_state,
+                    share=self.drafted,
                 )
         finally:
             cells.close()
