@@ -49,9 +49,8 @@ def tails(keys: bytes, values: bytes, count: int, tail: bytes = LAST_TAIL) -> li
     """
     assert count > 0
     assert len(keys) % count == len(values) % count == 0
-    wide, deep = len(keys) // count, len(values) // count
     heads = np.empty((count, 2), "<u4")
-    heads[:, 0], heads[:, 1] = np.arange(count), wide
+    heads[:, 0], heads[:, 1] = np.arange(count), len(keys) // count
     rows = [np.frombuffer(each, np.uint8).reshape(count, -1) for each in (keys, values)]
     room = np.empty((count, HASH_BYTES), np.uint8)
     cells = np.concatenate((heads.view(np.uint8), *rows, room), axis=1)
