@@ -56,7 +56,7 @@ def tails(keys: bytes, values: bytes, count: int, tail: bytes = LAST_TAIL) -> li
     cells = np.concatenate((heads.view(np.uint8), *rows, room), axis=1)
     size = cells.shape[1]
     # One hasher for all cells, which lie ready in memory: a quarter quicker than one for each.
-    said, hasher, found = memoryview(cells.reshape(-1)), blake3(key=_CELL_KEY), [tail]
+    said, hasher, found = cells.reshape(-1).data, blake3(key=_CELL_KEY), [tail]
     for end in range(count * size, 0, -size):
         said[end - HASH_BYTES : end] = found[-1]
         hasher.update(said[end - size : end])
