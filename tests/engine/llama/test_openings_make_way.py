@@ -146,7 +146,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Busy], None]:
         cells = part._places.cells
 
         def run(frame: list[Any]) -> None:
-            busy.done.append(frame[0])
+            if frame[0] != "copy":  # most of it happens beside others
+                busy.done.append(frame[0])
             errand(frame)
 
         def copied(slot: int, bytes_max: int, room: Any) -> Any:
@@ -217,7 +218,7 @@ def test_eight_sessions_wait_for_a_step_of_an_opening_and_no_longer(
     watched: Callable[[Busy], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One opening behind the other, of four rows, while eight sessions of the model decode."""
+    """One opening behind the other, while eight sessions of the model decode."""
     layers, sessions = 10, 8
     stage = open_model(default_model, tmp_path).stage(10, 10 + layers)
     busy = Busy(stage, layers, sessions, positions)
@@ -227,8 +228,8 @@ def test_eight_sessions_wait_for_a_step_of_an_opening_and_no_longer(
         busy.row(slot)
     busy.run(lambda: len(busy.decodes) > 40)
     alone = median(busy.decodes[-30:])
-    for _ in range(3):
-        busy.open(positions, [positions * part // 4 - 1 for part in (1, 2, 3, 4)])
+    for _ in range(2):
+        busy.open(positions, [positions // 2 - 1, positions - 1])
     longest: dict[str, float] = {}
     for seconds, done in busy.turns[41:]:
         kind = done[0].split()[0] if done else "step"
