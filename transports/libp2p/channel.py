@@ -13,6 +13,7 @@ import trio
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
+from transports.libp2p.padding import frames_of
 from transports.libp2p.stream import Stream
 from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
 
@@ -76,6 +77,7 @@ class StreamChannel:
             or stream.ended
             or size > FRAME_BODY_BYTES_MAX
             or size > stream.room()
+            or self._padding(size)
         ):
             return False
         sent = stream.send_now(frame(message))
@@ -93,10 +95,21 @@ class StreamChannel:
                     raise self._closed_error()
                 left = left[sent:]
                 await trio.lowlevel.checkpoint()  # bulk data lets other tasks run
+            for size in frames_of(self._padding(len(framed))):
+                await self._stream.connection.wait_uncongested()
+                if self._stream.dead:
+                    return
+                self._stream.connection.fill(size)
+                await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             if 0 < len(left) < len(framed):
                 self.abort()
             raise
+
+    def _padding(self, size: int) -> int:
+        """How many bytes that say nothing follow so many of a message."""
+        padder = self._stream.connection.padder
+        return padder.shape.behind(size) if padder else 0
 
     async def receive(self) -> bytes:
         """Return the next message; see `transports.base.Channel.receive`."""

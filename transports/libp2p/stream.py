@@ -13,6 +13,8 @@ import trio
 from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
+from transports.libp2p.padding import Padder
+
 
 class Muxer(IMuxedConn):
     """What a stream needs from the connection that carries it."""
@@ -21,6 +23,8 @@ class Muxer(IMuxedConn):
     """Why the connection ended."""
     was_left: bool
     """Whether one side said goodbye."""
+    padder: Padder | None = None
+    """Fills up what is sent, where both ends have agreed to that."""
 
     @property
     @abstractmethod
@@ -38,6 +42,10 @@ class Muxer(IMuxedConn):
     @abstractmethod
     def send(self, stream_id: int, data: bytes | memoryview) -> int:
         """Send one frame; return how many bytes of ``data`` it took."""
+
+    @abstractmethod
+    def fill(self, size: int) -> None:
+        """Send one frame of this many bytes that the remote drops."""
 
     @abstractmethod
     def consumed(self, stream_id: int, size: int) -> None:
