@@ -72,15 +72,21 @@ class Extension:
         below: reaches the relays.
         network: of which swarm they are.
         relays: the first one that answers is kept as long as it does.
+        silent: those that did not answer of late, which others may share.
         shape: what the relays, and who watches their lines, get to see of sizes and times.
     """
 
     def __init__(
-        self, below: Below, network: str, relays: Relays, shape: Shape | None = None
+        self,
+        below: Below,
+        network: str,
+        relays: Relays,
+        shape: Shape | None = None,
+        silent: Blocklist | None = None,
     ) -> None:
         self._below, self._relays, self.shape = below, relays, shape
         self._protocol = protocol_id(network, EXTEND)
-        self._silent = Blocklist()
+        self._silent = silent or Blocklist()
         self.current: PeerId | None = None
         """The relay in use."""
 
