@@ -212,8 +212,9 @@ async def open_hidden_way(
             levels = [first, chance.sample(seconds, len(seconds))] if seconds else [first]
             async with stack:
                 for relays in levels:
-                    is_last = relays is levels[-1]
-                    via = Extension(top, reach.network, relays, shape if is_last else None, silent)
+                    is_last, pace_ms = relays is levels[-1], shape.pace_ms if shape else 0
+                    told = (shape if is_last else None, silent, pace_ms)
+                    via = Extension(top, reach.network, relays, *told)
                     try:
                         await via.check()
                     except PeerError as error:

@@ -8,6 +8,7 @@ once they have agreed (`padded`).
 
 With a pace, frames wait for the next *beat*, and one cell leaves at each, full or not, in both
 directions: while data goes either way, and for a second afterwards. Longer messages do not wait.
+Relays pass cells on in beats of their own (`Beats`): a line's jitter ends at the next relay.
 
 It rests on the encryption below, which hides where the filling begins. Nobody outside the project
 has looked at it. It does not hide how many chunks and beats there are, or when they begin and end.
@@ -186,6 +187,27 @@ class Padder:
         """Return all that waits, to be sealed now."""
         held, self._held, self.held_bytes = self._held, [], 0
         return self.shape.filled(held) if held else []
+
+
+class Beats:
+    """When a relay passes on what comes in a rhythm, so that it leaves in the relay's own.
+
+    The first piece after a pause waits for half a beat: what comes up to that much too early or too
+    late, on the line before, leaves on time.
+    """
+
+    def __init__(self, pace_s: float) -> None:
+        self._pace_s, self._next_at, self._left_at = pace_s, -inf, -inf
+
+    def wait_s(self, now: float) -> float:
+        """Return how long what is here now has to wait."""
+        if now > self._left_at + LINGER_S:
+            self._next_at = now + self._pace_s / 2
+        elif self._next_at <= now:
+            self._next_at += ((now - self._next_at) // self._pace_s + 1) * self._pace_s
+        self._left_at = self._next_at
+        self._next_at += self._pace_s
+        return self._left_at - now
 
 
 def frames_of(size: int) -> Iterator[int]:

@@ -72,6 +72,7 @@ class Extension:
         below: reaches the relays.
         network: of which swarm they are.
         relays: the first one that answers is kept as long as it does.
+        pace_ms: in what rhythm the relay is to pass bytes on; 0: as they come.
         silent: those that did not answer of late, which others may share.
         shape: what the relays, and who watches their lines, get to see of sizes and times.
     """
@@ -83,9 +84,11 @@ class Extension:
         relays: Relays,
         shape: Shape | None = None,
         silent: Blocklist | None = None,
+        pace_ms: int = 0,
     ) -> None:
         self._below, self._relays, self.shape = below, relays, shape
         self._protocol = protocol_id(network, EXTEND)
+        self._pace_ms = pace_ms
         self._silent = silent or Blocklist()
         self.current: PeerId | None = None
         """The relay in use."""
@@ -109,7 +112,7 @@ class Extension:
         Raises:
             PeerUnavailable: no relay answers, or the one that does cannot reach the peer.
         """
-        request = messages.connect_request(ID.from_string(peer))
+        request = messages.connect_request(ID.from_string(peer), self._pace_ms)
         stream = await self._ask(request, peer)
         assert self.current
         return PathPipe(stream, self.current, peer)
