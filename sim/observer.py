@@ -32,13 +32,8 @@ from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.messages import Step
 from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.wire import encode
-from transports.libp2p.padding import (
-    Beats,
-    Padder,
-    Shape,
-    frames_of,
-)
-from transports.libp2p.yamux import DATA, HEADER, padding_frame
+from transports.libp2p.padding import Beats, Padder, Shape
+from transports.libp2p.yamux import DATA, FRAME_BODY_BYTES_MAX, HEADER
 
 ROW_BYTES: Final = 4 * 576
 """Of the default model."""
@@ -114,10 +109,10 @@ class _Line:
     def say(self, now: float, message: bytes) -> None:
         """Send a message."""
         framed = len(message).to_bytes(4, "big") + message
-        frames = [_frame(len(framed))]
-        if self._shape:
-            frames += [padding_frame(size) for size in frames_of(self._shape.behind(len(framed)))]
-        for frame in frames:
+        size = len(framed) + (self._shape.behind(len(framed)) if self._shape else 0)
+        while size > 0:  # as windows and records take it
+            frame = _frame(min(size, FRAME_BODY_BYTES_MAX))
+            size -= FRAME_BODY_BYTES_MAX
             self._seal(now, self.padder.put([frame], now) if self.padder else [frame])
 
     def arrives_s(self, now: float) -> float:
@@ -145,7 +140,7 @@ class _Line:
 
 
 def _frame(size: int) -> bytes:
-    """Build a frame of so many bytes; what is longer than a record is cut, which shows as much."""
+    """Build a frame of so many bytes of a stream."""
     return HEADER.pack(0, DATA, 0, 1, size) + bytes(size)
 
 
@@ -275,8 +270,11 @@ def link(
         on_share((index + 1) / users)
     shares: dict[str, float] = {}
     for name, parts in (("sizes", [0]), ("times", [1]), ("all", [0, 1])):
-        looked = [[sum((s[part] for part in parts), []) for s in each] for each in found]
-        shares[name] = _attack([np.array(each) for each in looked], Random(seed))  # noqa: S311 -- same
+        looked = [
+            np.array([[value for part in parts for value in session[part]] for session in each])
+            for each in found
+        ]
+        shares[name] = _attack(looked, Random(seed))  # noqa: S311 -- a simulation
     return shares
 
 

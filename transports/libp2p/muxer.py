@@ -248,11 +248,6 @@ class Connection(Muxer):
                 self.seal(self.padder.flush())
             self.abort("we closed it")
 
-    def fill(self, size: int) -> None:
-        """Send one frame of this many bytes that the remote drops."""
-        self._core.pad(size)
-        self._pump()
-
     def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task until the connection ends."""
         if not self.is_closed:

@@ -91,8 +91,8 @@ async def _take(inbound: INetStream) -> None:
         shape = Shape.decode(bytes(stream.buffer[:SHAPE_BYTES]))
         if connection.padder:
             raise BadShape("a second one")
-        await stream.write(_AGREED)
         fill_up(connection, shape)
+        await stream.write(_AGREED)
         stream.finish()
     except (BadShape, MuxedStreamReset, trio.TooSlowError) as error:
         log.info("peer %s proposes no shape: %s", connection.peer_id, error or "silent")

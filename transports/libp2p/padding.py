@@ -3,8 +3,9 @@
 Whatever is sealed is filled up to whole *cells*, each of which holds one row with its head. So one
 row, a ping and an answer look alike, and a row's place in the text does not show in its length. A
 message that is longer is filled up to a whole *chunk* of rows, so that a prompt's length shows in
-whole chunks only. What fills is a frame that the other end drops (`yamux.PAD`); both ends do this
-once they have agreed (`padded`).
+whole chunks only: by the channel, since the end of a message must not show in how it is cut. What
+fills cells is a frame that the other end drops (`yamux.PAD`). Both ends do this once they have
+agreed (`padded`).
 
 With a pace, frames wait for the next *beat*, and one cell leaves at each, full or not, in both
 directions: while data goes either way, and for a second afterwards. Longer messages do not wait.
@@ -21,7 +22,7 @@ from math import inf
 from typing import Final
 
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
-from transports.libp2p.yamux import DATA, FRAME_BODY_BYTES_MAX, HEADER_BYTES, PAD, padding_frame
+from transports.libp2p.yamux import DATA, FRAME_BODY_BYTES_MAX, HEADER_BYTES, padding_frame
 
 HEAD_BYTES: Final = 128
 """Around a row or a chunk of them: its message's other fields, its frame, and room for the answer
@@ -110,14 +111,11 @@ class Shape:
         return size + 2 * HEADER_BYTES <= self.cell_bytes
 
     def behind(self, size: int) -> int:
-        """Return how many bytes of padding follow a message of this length: none or a header."""
+        """Return how many bytes follow a message of this length, so that it is a whole chunk."""
         if self.is_short(size):
             return 0
         small, large = self.chunk_bytes
-        filled = small if size <= small else size + -size % large
-        while 0 < filled - size < HEADER_BYTES:
-            filled += large - filled % large
-        return filled - size
+        return (small if size <= small else size + -size % large) - size
 
     def filled(self, frames: Sequence[bytes]) -> list[bytes]:
         """Return frames filled up to whole cells, at least one, cut as records take them."""
@@ -221,5 +219,5 @@ def frames_of(size: int) -> Iterator[int]:
 
 
 def has_data(frames: Iterable[bytes]) -> bool:
-    """Whether some frame carries bytes of a stream; padding of a long message counts, too."""
-    return any(frame[1] in (DATA, PAD) for frame in frames)
+    """Whether some frame carries bytes of a stream."""
+    return any(frame[1] == DATA for frame in frames)

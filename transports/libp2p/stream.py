@@ -44,10 +44,6 @@ class Muxer(IMuxedConn):
         """Send one frame; return how many bytes of ``data`` it took."""
 
     @abstractmethod
-    def fill(self, size: int) -> None:
-        """Send one frame of this many bytes that the remote drops."""
-
-    @abstractmethod
     def consumed(self, stream_id: int, size: int) -> None:
         """Take note that bytes were read."""
 

@@ -227,10 +227,6 @@ class Yamux:
         self._gone = True
         self._emit(GO_AWAY, 0, 0, code)
 
-    def pad(self, size: int) -> None:
-        """Queue a frame of that many bytes, of which the remote drops all."""
-        self._frames.append(padding_frame(size))
-
     def frames_to_send(self) -> list[bytes]:
         """Return the frames queued since the last call, each at most one Noise message long."""
         frames, self._frames = self._frames, []
