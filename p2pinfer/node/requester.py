@@ -339,8 +339,7 @@ class Client(SwarmClient):
             self.joins_conversations = False
             self._disguises = Disguises(swarm, options, self._requester, 4 * ends.width)
             if self._auditor:
-                find = partial(Replays, serving=serving, model=model, draw=secrets.token_bytes)
-                self._disguises.audit_with(self._auditor, find)
+                self._disguises.audit_with(self._auditor, replays.over)
 
     def _ask_as(self) -> AbstractAsyncContextManager[Requester]:
         return self._disguises.take() if self._disguises else super()._ask_as()

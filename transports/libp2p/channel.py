@@ -17,7 +17,7 @@ from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
 from transports.libp2p.padding import Shape
-from transports.libp2p.stream import Stream
+from transports.libp2p.stream import Muxer, Stream
 from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
 
 LENGTH_BYTES = 4
@@ -29,6 +29,12 @@ WHOLE_BYTES_MAX = 64 * 1024
 def frame(message: bytes) -> bytes:
     """Return a message as it goes onto a stream."""
     return len(message).to_bytes(LENGTH_BYTES, "big") + message
+
+
+def framed_for(connection: Muxer, message: bytes) -> bytes:
+    """Return a message as it goes onto a stream, filled up where that is agreed on."""
+    framed, padder = frame(message), connection.padder
+    return framed + bytes(padder.shape.behind(len(framed))) if padder else framed
 
 
 class StreamChannel:

@@ -31,7 +31,7 @@ from transports.base import (
 )
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
-from transports.libp2p.channel import StreamChannel, frame
+from transports.libp2p.channel import StreamChannel, framed_for
 from transports.libp2p.circuit import Circuits
 from transports.libp2p.dialler import Dialler
 from transports.libp2p.dialling import CIRCUIT, REACHED, libp2p_id, parse_address
@@ -353,7 +353,6 @@ class Libp2pTransport:
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
-        framed = frame(first) if first else b""
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
             if protocol in self.punches.patient and is_relayed(muxed):
@@ -362,6 +361,7 @@ class Libp2pTransport:
             if not isinstance(muxed, Connection):
                 return await open_library(self._host, peer, name, first)
             try:
+                framed = framed_for(muxed, first) if first else b""
                 return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
