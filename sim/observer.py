@@ -79,19 +79,19 @@ class _User:
 
 
 @dataclass(frozen=True)
-class _Mode:
+class Mode:
     """What is done against observers."""
 
     name: str
     shape: Shape | None
 
 
-def modes(pace_ms: int) -> list[_Mode]:
+def modes(pace_ms: int) -> list[Mode]:
     """Return nothing but fresh identities, with padding, and with a pace as well."""
     return [
-        _Mode("bare", None),
-        _Mode("via", Shape.for_rows(ROW_BYTES)),
-        _Mode("paced", Shape.for_rows(ROW_BYTES, pace_ms)),
+        Mode("bare", None),
+        Mode("via", Shape.for_rows(ROW_BYTES)),
+        Mode("paced", Shape.for_rows(ROW_BYTES, pace_ms)),
     ]
 
 
@@ -148,7 +148,7 @@ def _step(number: int, position: int, rows: int, regime: Regime) -> bytes:
     return encode(Step(number, position, rows, regime, bytes(rows * ROW_BYTES)))
 
 
-def observe(user: _User, mode: _Mode, chunks: int, runs_s: float, chance: Random) -> list[Floats]:
+def observe(user: _User, mode: Mode, chunks: int, runs_s: float, chance: Random) -> list[Floats]:
     """Play one session; return what is seen to the stage and back: times and sizes."""
     stages_s = chance.uniform(*STAGES_S)
 
@@ -187,7 +187,11 @@ def observe(user: _User, mode: _Mode, chunks: int, runs_s: float, chance: Random
     def keep_time(line: _Line, now: float) -> None:
         assert line.padder
         if not isinf(wait := line.padder.wait_s(now)):
-            at(now + wait, lambda now: (line.beat(now), keep_time(line, now))[0])
+            at(now + wait, lambda now: beat(line, now))
+
+    def beat(line: _Line, now: float) -> None:
+        line.beat(now)
+        keep_time(line, now)
 
     now, number, row = told, 0, 0
     for chunk in split(0, prompt, blocks=True):
@@ -255,7 +259,7 @@ def _users(number: int, chance: Random, *, habits: bool) -> list[_User]:
 
 
 def link(
-    users: int, mode: _Mode, seed: int, on_share: Callable[[float], None], *, habits: bool
+    users: int, mode: Mode, seed: int, on_share: Callable[[float], None], *, habits: bool
 ) -> dict[str, float]:
     """Return what share of pairs of unknown users an attack judges rightly, by what it looks at."""
     chance = Random(seed)  # noqa: S311 -- a simulation
