@@ -43,8 +43,9 @@ LOST_TOKENS_MAX = 256
 """Of another conversation, where a session goes on from a beginning that both share: a question
 asked again, and its answer. Where more would be lost, a second session begins with a copy."""
 
-TURN_END_TOKENS_MAX = 16
-"""At a prompt's end, such as what begins an answer: the next turn may write that otherwise."""
+TURN_END_TOKENS_MAX = 4
+"""At a prompt's end, that the next turn may write otherwise, such as an empty thought of Qwen's:
+fewer than what follows a question in most templates, since another question is another turn."""
 
 SHARED_TOKENS_MIN = 64
 """What a session must share with a prompt to be copied: a block, which runs in a moment."""

@@ -45,18 +45,18 @@ async def test_next_turn_gets_the_session_that_knows_the_beginning(
 
 async def test_conversations_of_who_hides_are_kept_apart(autojump_clock: MockClock) -> None:
     """One goes on in its own session; another that begins alike has another session."""
-    shared = list(range(3, 23))
+    shared = list(range(3, 33))
+    first, other = [*shared, *range(33, 39)], [*shared, *range(39, 33, -1)]
     async with fake_swarm() as (swarm, client):
         client.joins_conversations = False
-        first = [*shared, *range(23, 43)]
         await ask(swarm, first)
         assert (await ask(swarm, [*first, 44])).reused_tokens >= len(first)
         assert client.opened == 1
-        assert (await ask(swarm, [*shared, *range(43, 23, -1)])).reused_tokens == 0
+        assert (await ask(swarm, other)).reused_tokens == 0
         assert client.opened == 2
     async with fake_swarm() as (swarm, client):
         await ask(swarm, first)
-        assert (await ask(swarm, [*shared, *range(43, 23, -1)])).reused_tokens == len(shared)
+        assert (await ask(swarm, other)).reused_tokens == len(shared)
 
 
 async def test_who_hides_gives_no_session_to_another_conversation(
