@@ -193,7 +193,7 @@ async def post(
                     swarm.transport,
                     model,
                     swarm.identity.sign,
-                    lambda: swarm.directory.holding(model),
+                    lambda: swarm.directory.serving(model),
                     lambda _: (),
                     swarm.chance,
                     lambda *_: None,
