@@ -15,6 +15,7 @@ from playwright.sync_api import ViewportSize, expect, sync_playwright
 
 from tests.real.test_paths import FOUND_S_MAX, RelayProcess
 from tests.support.browsers import ANSWER_MS_MAX, ask, launch
+from tests.support.commands import report_of
 from tests.support.gateways import RunningGateway, running_gateway
 from tests.support.processes import (
     COMMAND,
@@ -99,15 +100,14 @@ def test_the_page_says_what_the_path_promises(
         browser.close()
 
 
-@pytest.mark.parametrize("via", [1, 2])
 def test_the_chat_says_it_when_asked(
-    home: Path, gateway: RunningGateway, relays: list[RelayProcess], via: int
+    home: Path, gateway: RunningGateway, relays: list[RelayProcess]
 ) -> None:
-    """``/route`` on a terminal, beside the layers."""
-    (home / "state" / "guards.json").unlink(missing_ok=True)
+    """``/route`` on a terminal, with two relays; and some peer here vouches over the path."""
     ours, theirs = pty.openpty()
     terminal = os.fdopen(ours, "r+b", buffering=0)
-    command = ["chat", "--via", str(via), "--bootstrap", relays[0].address, "--anonymous", *HOW]
+    (home / "state" / "guards.json").unlink(missing_ok=True)
+    command = ("chat", "--via", "2", "--bootstrap", relays[0].address, "--anonymous", *HOW)
     chat = subprocess.Popen(
         [*COMMAND, *command],
         stdin=theirs,
@@ -118,15 +118,17 @@ def test_the_chat_says_it_when_asked(
     )
     os.close(theirs)
     try:
-        read_until(terminal, b"> ")
+        read_until(terminal, b"for commands.")
         terminal.write(b"Name two colours.\r")
         read_until(terminal, b"tokens/s")
         terminal.write(b"/route\r")
         said = read_until(terminal, b"by timing").decode()
+        peers = report_of(home, "status")["processes"]
     finally:
         terminal.close()  # it is hung up on
         chat.terminate()
         chat.wait(GONE_S_MAX)
-    assert relays[0].id in said
-    assert (relays[1].id in said) is (via == 2)
+    assert all(relay.id in said for relay in relays)
     assert "an id drawn for this run, not yours" in said
+    assert max(each["vouched"]["for"] for each in peers if "vouched" in each) == 1
+    assert max(each["vouched"]["as_one_of"] for each in peers if "vouched" in each) == 2
