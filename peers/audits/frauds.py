@@ -118,8 +118,8 @@ class Frauds:
         self._on_proven, self._on_false = on_proven, on_false
         self._proven: dict[PeerId, Case] = {}
         self._kept: dict[bytes, bytes] = {}
-        self.accused_here: dict[PeerId, None] = {}
-        """Whom this peer has accused itself, the newest last."""
+        self.accused_here: dict[PeerId, PeerId] = {}
+        """Whom this peer has accused itself, the newest last, and under which name."""
         self._judged: dict[bytes, float] = {}
         """Digests of proofs that were checked, and when they may be checked again."""
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)
@@ -138,20 +138,24 @@ class Frauds:
         """Answer other peers from now on."""
         self._transport.handle(FRAUDS, self._answer)
 
-    def accuse(self, proof: FraudProof) -> None:
+    def accuse(self, proof: FraudProof, sign: Callable[[bytes], bytes] | None = None) -> None:
         """Sign a proof that this peer made, and queue it for checking like another peer's.
 
         Requires that ``run`` is running; see also ``finish``.
+
+        Args:
+            proof: its author is who asked in that session.
+            sign: as its author, where that is another name of this peer's.
         """
         receipt = proof.receipt
         for offer in self._others():
             if offer.peer == proof.accused and offer.numerics_class == receipt.numerics.hex():
                 proof = evolve(proof, slice_end=max(receipt.end, offer.end))
-        self.accused_here[proof.accused] = None
+        self.accused_here[proof.accused] = proof.author
         if len(self.accused_here) > JUDGED_MAX:
             del self.accused_here[next(iter(self.accused_here))]
         body = proof.body()
-        self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
+        self._line_up(self._transport.peer_id, body + (sign or self._sign)(to_sign(body)))
 
     def report(self, proof: DoubleStatement) -> None:
         """Queue the proof that a peer contradicted itself towards this one; see ``accuse``."""
@@ -327,7 +331,7 @@ class Frauds:
             self.add(proof, data)
         elif verdict is None:
             _log.info("whether %s cheated cannot be judged here", case.accused)
-        elif case.author == self._transport.peer_id:
+        elif case.author == self.accused_here.get(case.accused):
             _log.warning("the auditors that said %s cheated have lied", case.accused)
         else:
             _log.warning("%s falsely accuses %s", case.author, case.accused)

@@ -162,6 +162,21 @@ async def test_who_does_not_tell_hears_all_the_same(
             assert not hidden.frauds.accused_here
 
 
+async def test_a_proof_is_signed_as_whoever_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has a name for each session signs as that; by another name it is no proof."""
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        for sign, holds in ((None, False), (KEYS[0].sign, True)):
+            async with node(found, B, by_own_layers) as hidden:
+                hidden.frauds.accuse(proof, sign)
+                await hidden.frauds.finish()
+                assert hidden.frauds.proven == [ACCUSED.peer_id] * holds
+                assert hidden.frauds.accused_here == {ACCUSED.peer_id: KEYS[0].peer_id}
+                assert not hidden.discredited
+
+
 def double_statement() -> DoubleStatement:
     """Return two sums that the middle stage signed under one number."""
     made = [Statement(ACCUSED.peer_id, KEYS[0].peer_id, 7, work) for work in (5, 6)]
