@@ -43,6 +43,10 @@ FindOver = Callable[[Transport, Gatherer], PeerReplays]
 """Returns what finds replays over a transport."""
 
 
+Accuse = Callable[..., None]
+"""Tells a proof of fraud, with what signs it as its author; see ``Frauds.accuse``."""
+
+
 @dataclass(frozen=True)
 class Disguise:
     """One identity, for as long as its session is open."""
@@ -76,14 +80,15 @@ class Disguises:
         self._nursery, self._options, self._requester = swarm.nursery, options, requester
         self._auditor: Auditor | None = None
         self._find: FindOver | None = None
+        self._accuse: Accuse | None = None
         shape = shape_of(row_bytes, options.pace_ms)
         self._ahead = OneAhead(swarm.nursery, partial(swarm.another, shape))
         self._ahead.prepare()
         self._worn: dict[PeerId, Disguise] = {}
 
-    def audit_with(self, auditor: Auditor, find: FindOver) -> None:
-        """Have answers examined as by this auditor, under the name of each session."""
-        self._auditor, self._find = auditor, find
+    def audit_with(self, auditor: Auditor, find: FindOver, accuse: Accuse) -> None:
+        """Have answers examined as by this auditor, and proofs signed, in each session's name."""
+        self._auditor, self._find, self._accuse = auditor, find, accuse
 
     @asynccontextmanager
     async def take(self) -> AsyncGenerator[Requester, None]:
@@ -93,9 +98,10 @@ class Disguises:
             spoken_for = speaking_for(self._nursery, me, self._options)
             gatherer = Gatherer(self._nursery, way.transport, secrets.token_bytes, *spoken_for)
             auditor = None
-            if self._auditor and self._find:
+            if self._auditor and self._find and self._accuse:
                 find = self._find(way.transport, gatherer).find
-                auditor = self._auditor.over(way.transport, find)
+                accuse = partial(self._accuse, sign=way.identity.sign)
+                auditor = self._auditor.over(way.transport, find, accuse)
             self._worn[me] = Disguise(way.identity.sign, auditor)
             try:
                 evidence = gatherer if self._options.evidence else None

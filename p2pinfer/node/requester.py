@@ -49,6 +49,7 @@ from p2pinfer.node.bookkeeping import counting, keep_used
 from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.disguises import Disguises
 from p2pinfer.node.fraud_files import open_frauds, sharing
+from p2pinfer.node.held_proofs import holding
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side
 from p2pinfer.node.loading_steps import Step, ignore, loading_ends
@@ -56,11 +57,7 @@ from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
 from p2pinfer.node.reputation_file import keep_standings, load_standings
-from p2pinfer.node.swarm_connection import (
-    SwarmConnection,
-    looks_around,
-    open_swarm_connection,
-)
+from p2pinfer.node.swarm_connection import SwarmConnection, looks_around, open_swarm_connection
 from p2pinfer.node.vouching import speaking_for
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
@@ -316,6 +313,7 @@ class Client(SwarmClient):
                 swarm.chance,
                 self.experiences.cheated,
                 judge,
+                holding(nursery, options.bootstrap, options.network, options.via),
             )
             inspector = Inspector(
                 transport,
@@ -338,8 +336,8 @@ class Client(SwarmClient):
         if swarm.another:
             self.joins_conversations = False
             self._disguises = Disguises(swarm, options, self._requester, 4 * ends.width)
-            if self._auditor:
-                self._disguises.audit_with(self._auditor, replays.over)
+            if self._auditor and self.frauds:
+                self._disguises.audit_with(self._auditor, replays.over, self.frauds.accuse)
 
     def _ask_as(self) -> AbstractAsyncContextManager[Requester]:
         return self._disguises.take() if self._disguises else super()._ask_as()

@@ -82,11 +82,13 @@ class Auditor:
         self._find, self._on_fraud = find, on_fraud
         self._bounds = bounds
 
-    def over(self, transport: Transport, find: FindReplays) -> "Auditor":
-        """Return one that finds replays, and asks for opened rows, over another transport."""
+    def over(
+        self, transport: Transport, find: FindReplays, on_fraud: Callable[[FraudProof], None]
+    ) -> "Auditor":
+        """Return one that asks, and accuses, in another name over another transport."""
         found = copy(self)
-        found._find = find
-        found._inspector = self._inspector.over(transport) if self._inspector else None
+        found._find, found._on_fraud = find, on_fraud
+        found._inspector = self._inspector and self._inspector.over(transport, on_fraud)
         return found
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:

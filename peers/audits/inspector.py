@@ -98,10 +98,10 @@ class Inspector:
         self._asked = own_limits()
         self._patience = Patience()
 
-    def over(self, transport: Transport) -> "Inspector":
-        """Return one that asks over another transport, and shares all limits with this one."""
+    def over(self, transport: Transport, on_fraud: Callable[[FraudProof], None]) -> "Inspector":
+        """Return one that asks, and accuses, in another name; it shares all limits with this."""
         found = copy(self)
-        found._transport = transport
+        found._transport, found._on_fraud = transport, on_fraud
         return found
 
     def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:

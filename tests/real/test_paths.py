@@ -1,14 +1,15 @@
 """Asking through relays, with real peers: the same tokens, and nobody sees who asks which peers."""
 
 import json
+import logging
 import os
 import sqlite3
-import statistics
 import subprocess
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
+from statistics import quantiles
 
 import psutil
 import pytest
@@ -41,11 +42,15 @@ BOOKED_S_MAX = 30.0
 
 PROMPT = [504, 2365, 314]
 LONG = 60
+PRICED = 240
+"""Tokens of each kind."""
 HARMED_AT = 5
 GREEDY = Sampling(temperature=0.0)
 
 DECODE_RATIO_MIN = 0.8
 """Of the plain speed for each relay, on one machine."""
+
+log = logging.getLogger("p2pinfer.test")
 
 
 class RelayProcess:
@@ -235,12 +240,20 @@ async def test_a_relay_that_dies_costs_no_token(
     relays[number] = RelayProcess(home, number, swarm[0].address).wait_ready()
 
 
-@pytest.mark.long  # of two processes more for each token: it tells nothing on a busy machine
+@pytest.mark.long  # some hundred tokens, each made twice
 @pytest.mark.parametrize("via", [1, 2])
 async def test_the_price_of_relays(
-    default_model: Path, home: Path, swarm: list[Peer], relays: list[RelayProcess], via: int
+    default_model: Path,
+    swarm: list[Peer],
+    relays: list[RelayProcess],
+    via: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """One token with and one without in turn: at least 0.8 of the plain speed for each relay."""
+    """One token with and one without in turn: at least 0.8 of the plain speed for each relay.
+
+    Whoever is first changes. Lower quartiles are compared: what other work on the machine adds to
+    some tokens, more of them where more processes take part, is not the price of relays.
+    """
     took_s: dict[Client, list[float]] = {}
 
     @asynccontextmanager
@@ -249,7 +262,7 @@ async def test_the_price_of_relays(
         route = await client.find_route(lambda _: None)
         async with (
             client.open_session(route) as session,
-            aclosing(session.generate(PROMPT, GREEDY, LONG)) as found,
+            aclosing(session.generate(PROMPT, GREEDY, PRICED + 1)) as found,
         ):
             await anext(found)
             yield found
@@ -260,11 +273,17 @@ async def test_the_price_of_relays(
         tokens(behind) as slower,
         tokens(plain) as faster,
     ):
-        for _ in range(LONG - 1):
-            for client, each in ((plain, faster), (behind, slower)):
+        turn = [(plain, faster), (behind, slower)]
+        for _ in range(PRICED):
+            for client, each in turn:
                 started = trio.current_time()
                 await anext(each)
                 took_s[client].append(trio.current_time() - started)
-        ratio = statistics.median(took_s[plain]) / statistics.median(took_s[behind])
-    (home / f"ratio-{via}").write_text(f"{ratio:.3f}, a token {statistics.median(took_s[plain])} s")
-    assert ratio >= DECODE_RATIO_MIN**via
+            turn.reverse()
+        pairs = zip(quantiles(took_s[plain]), quantiles(took_s[behind]), strict=True)
+        low, middle, _ = (before / after for before, after in pairs)
+    record_property("plain_ms", round(1000 * quantiles(took_s[plain])[0], 2))
+    record_property("ratio_of_quartiles", round(low, 3))
+    record_property("ratio_of_medians", round(middle, 3))
+    log.info("via %d: %.3f of the plain speed, by medians %.3f", via, low, middle)
+    assert low >= DECODE_RATIO_MIN**via

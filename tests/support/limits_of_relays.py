@@ -3,7 +3,7 @@
 _LIMITS, _RELAY = "transports.libp2p.relay_limits", "transports.libp2p.relay"
 _PORTS, _PUNCHING = "transports.port_mapping", "transports.libp2p.punching_rules"
 _HELD, _WATCH = "transports.libp2p.held_relays", "transports.libp2p.circuit_watch"
-_EXTENSION = "transports.libp2p.extension"
+_EXTENSION, _PROOFS = "transports.libp2p.extension", "p2pinfer.node.held_proofs"
 
 RELAYS = [
     ("reservations at a relay", "{}", _LIMITS, "RESERVATIONS_MAX"),
@@ -42,6 +42,9 @@ RELAYS = [
     ("openings a minute of one caller", "{}", _EXTENSION, "OPENINGS_PER_MINUTE"),
     ("a relay of a path must answer within", "{}", "transports.libp2p.path", "RELAY_S_MAX"),
     ("first relays that are kept", "{}", "p2pinfer.node.guards", "GUARDS_MAX"),
+    ("a proof made over a path is held back", "{} at most", _PROOFS, "HELD_S_MAX"),
+    ("of such proofs, waiting at once", "{}", _PROOFS, "WAITING_MAX"),
+    ("forgotten if nobody heard of it", "{}", _PROOFS, "WAITS_S_MAX"),
     (
         "dials without an answer at one host, or on private networks, in search of relays",
         "{} in {}",
