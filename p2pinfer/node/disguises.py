@@ -22,7 +22,7 @@ from peers.audits.auditor import Auditor
 from peers.audits.replay import PeerReplays
 from peers.receipts.session_evidence import Gatherer
 from transports.base import Transport
-from transports.libp2p.padding import PACED_BYTES_PER_S_MAX, BadShape, Shape
+from transports.libp2p.padding import PACED_BYTES_MAX, BadShape, Shape
 
 
 class HidingOptions(AccountOptions, Protocol):
@@ -119,7 +119,7 @@ def shape_of(row_bytes: int, pace_ms: int) -> Shape:
     try:
         return Shape.for_rows(row_bytes, pace_ms)
     except BadShape:
-        least = -(-row_bytes * 1000 // PACED_BYTES_PER_S_MAX) + 1
+        least = -(-row_bytes * 1000 // PACED_BYTES_MAX) + 1
         raise UserError(
             f"--pace {pace_ms}: this model's rows are {row_bytes} bytes long, which peers do not"
             f" send so often in vain: choose at least {least}"

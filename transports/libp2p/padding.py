@@ -42,8 +42,8 @@ PACE_MS_MIN: Final = 5
 PACE_MS_MAX: Final = 1000
 """Beyond that an answer would be of no use; below, timers are late by as much."""
 
-PACED_BYTES_PER_S_MAX: Final = 8 * 1024 * 1024
-"""Of cells that may be empty: what one requester can have a stage send in vain."""
+PACED_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A second, of cells that may be empty: what one requester can have a stage send in vain."""
 
 LINGER_S: Final = 1.0
 """For how long cells leave after the last data: longer than a row takes to go round most chains."""
@@ -80,7 +80,7 @@ class Shape:
             raise BadShape(f"chunks of {small} and {large} bytes")
         if self.pace_ms and not PACE_MS_MIN <= self.pace_ms <= PACE_MS_MAX:
             raise BadShape(f"a pace of {self.pace_ms} ms")
-        if self.pace_ms and self.cell_bytes * 1000 > PACED_BYTES_PER_S_MAX * self.pace_ms:
+        if self.pace_ms and self.cell_bytes * 1000 > PACED_BYTES_MAX * self.pace_ms:
             raise BadShape(f"{self.cell_bytes} bytes each {self.pace_ms} ms")
 
     @classmethod
