@@ -1,10 +1,10 @@
 """Fraud proofs that were made over a path: told to others later, and by somebody else.
 
-A proof that goes out as soon as an answer was checked says when that was, and whoever brings it is
-who asked. So each waits for a time of its own, drawn from an exponential distribution that is cut
+A proof that goes out as soon as an answer was checked says when that was, and who brings it is who
+asked. So each waits for a time of its own, drawn from an exponential distribution that is cut
 off at `HELD_S_MAX`, and is then told over a path that is opened for it alone, under an id that
 nobody has met. It lies on disk until a peer has heard of it: one that waits when this machine stops
-asking is told, after a time drawn anew, when it asks over a path the next time.
+asking is told, after another such time, when it asks over a path the next time.
 
 What this rests on: a relay, or a peer, that sees proofs come in cannot tell from their times which
 of the sessions of the last minutes they are about, if there were several. What it does not give: a
