@@ -14,6 +14,7 @@ proof names its session to the stage that it convicts, and the id that asked in 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from math import exp, log
 from pathlib import Path
@@ -24,6 +25,7 @@ import trio
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sections import BadFile
+from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.node.fraud_files import hidden_proofs, read_proof
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.swarm_connection import open_swarm_connection
@@ -98,7 +100,7 @@ class HeldProofs:
             _log.info("too many proofs wait to be told")
             return
         mark = path.with_name(path.name + MARK)
-        mark.write_text(self._network)
+        replace_text(mark, self._network)
         try:
             self._send.send_nowait(mark)
         except trio.WouldBlock:
@@ -145,7 +147,8 @@ def _load(mark: Path) -> tuple[Proof, bytes] | None:
 
 
 def _forget(mark: Path) -> None:
-    mark.unlink(missing_ok=True)
+    with suppress(OSError):  # then it is told once more, in another run
+        mark.unlink(missing_ok=True)
 
 
 def holding(
