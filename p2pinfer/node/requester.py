@@ -305,12 +305,10 @@ class Client(SwarmClient):
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
             judge = judge_of(model.store, model.manifest)
             self.frauds = open_frauds(
-                transport,
-                directory,
+                swarm,
                 model.id,
                 self._sign,
                 replays.judges,
-                swarm.chance,
                 self.experiences.cheated,
                 judge,
                 holding(nursery, options.bootstrap, options.network, options.via),
