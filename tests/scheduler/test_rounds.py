@@ -218,7 +218,8 @@ def test_groups_are_drawn_by_all_nonces() -> None:
 @pytest.mark.parametrize(("size", "on_end"), [(6, WAITED_MAX), (9, 1)])
 def test_those_left_out_are_not_left_out_together_again(size: int, on_end: int) -> None:
     """One poisoner has its whole group refused: of two groups at most twice on end."""
-    members, waited, longest = [name(number) for number in range(size)], {}, 0
+    members, longest = [name(number) for number in range(size)], 0
+    waited: dict[PeerId, int] = {}
     refused = dict.fromkeys(members, 0)
     for number in range(300):
         groups = groups_of(members, b"%d" % number, 3, waited)
