@@ -60,8 +60,8 @@ SLOWER_MAX = 1.02
 """Times the plain time per token. Beyond it drafts do not pay: the machines are busy."""
 
 HICCUP_TIMES = 4
-"""Times the plain time per token: what takes longer counts as this, since no draft delays a row
-so. It is another session's prompt, a lost packet or a stage replaced, and says nothing of drafts."""
+"""Times the plain time per token: what takes longer counts as this. It is another session's prompt,
+a lost packet or a stage replaced, and says nothing of drafts."""
 
 LOOK_TOKENS = 16
 """Between two looks at what the stages advertise of their load."""
