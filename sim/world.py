@@ -375,6 +375,7 @@ class World:
             )
             asked = Asked(MODEL, MODEL_NAME, self.ways_in())
             gatherer = Gatherer(nursery, transport, chance.randbytes)
+            round_trip_s = partial(self.network.round_trip_s, identity.peer_id)
             client = SwarmClient(
                 nursery,
                 transport,
@@ -383,12 +384,12 @@ class World:
                 asked,
                 chance.randbytes,
                 gatherer,
-                partial(self.network.round_trip_s, identity.peer_id),
+                round_trip_s,
                 drafts=table.drafts,
                 draft_model=self._draft_model(number) if table.drafts else None,
             )
             serving = partial(directory.serving, MODEL)
-            nursery.start_soon(call_around, transport, serving, chance)
+            nursery.start_soon(call_around, transport, serving, chance, round_trip_s)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
             frauds = self._fraud_watch.open(
                 transport,

@@ -157,6 +157,32 @@ def storage(
 
 
 @app.command
+def observer(
+    *,
+    users: Annotated[int, option("users", "Users that ask through the same relay.")] = 150,
+    pace: Annotated[int, option("pace", "Milliseconds between rows where they are paced.")] = 20,
+    seed: Annotated[int, option("seed", "Random seed.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate who watches a line behind a relay, and tries to tell whose sessions they are.
+
+    Says how many of a hundred pairs of sessions it judges rightly, of which half are of one user;
+    exit code 1 if it links paced ones by more than five beyond a guess.
+    """
+    from sim.observer import USERS_MAX, USERS_MIN
+    from sim.observer import observer as run_observer
+    from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN
+
+    check_range("users", users, USERS_MIN, USERS_MAX)
+    check_range("pace", pace, PACE_MS_MIN, PACE_MS_MAX)
+    with _progress() as on_share:
+        report = run_observer(users, pace, seed, on_share)
+    print(json.dumps(report, indent=None if as_json else 2))
+    if not report["holds"]:
+        raise P2pinferError("an observer of one hop links paced sessions")
+
+
+@app.command
 def validate(
     *,
     model: Model = "default",

@@ -13,6 +13,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from copy import copy
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -35,7 +36,7 @@ from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History
-from transports.base import Transport
+from transports.base import Path, Transport
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ class Session:
         is_busy: Callable[[], bool] = lambda: False,
         keeps_state: bool = False,
         share: DraftedShare | None = None,
+        via: Path | None = None,
     ) -> None:
-        self._keeps_state, self._share = keeps_state, share or DraftedShare()
+        self._keeps_state, self._via = keeps_state, via
+        self._share = share or DraftedShare()
         self._reached = 0
         """Positions that some cache holds, or may: more than tokens where an answer was stopped."""
         self._chain, self._ends, self._cells = chain, ends, cells
@@ -117,6 +120,11 @@ class Session:
     def route(self) -> list[Hop]:
         """The peers that make up the chain now."""
         return self._chain.route
+
+    @property
+    def path(self) -> Sequence[PeerId]:
+        """The relays that all of it goes through, the nearest first."""
+        return self._via.path if self._via else ()
 
     @property
     def is_full(self) -> bool:
@@ -350,6 +358,12 @@ class Requester:
         self.drafted = DraftedShare()
         """Of the tokens of all of its sessions."""
 
+    def over(self, transport: Transport, gatherer: Gatherer | None) -> "Requester":
+        """Return one that asks over another transport, with the ends and limits of this one."""
+        found = copy(self)
+        found._transport, found._gatherer = transport, gatherer
+        return found
+
     @asynccontextmanager
     async def open(
         self,
@@ -410,6 +424,7 @@ class Requester:
                     is_busy=repair.is_busy if repair else lambda: False,
                     keeps_state=self._keeps_state,
                     share=self.drafted,
+                    via=self._transport.via,
                 )
         finally:
             cells.close()
