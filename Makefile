@@ -91,6 +91,7 @@ chain: ready
 		> $$($(CHAIN)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
 	$(CHAIN)/bin/python -m pip install --quiet --upgrade pip
 	$(CHAIN)/bin/python -m pip install --quiet --group settle
+	! command -v npm >/dev/null || (cd tests/interop/anvil && npm install --no-save --ignore-scripts --no-audit --no-fund)
 	touch $(CHAIN)/whole
 
 fuzz: ready

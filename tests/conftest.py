@@ -68,6 +68,7 @@ SLOW = (
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
     "transports/libp2p/test_crooked_relays.py",
+    "transports/libp2p/test_past_peers.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/libp2p/test_walls_on_circuits.py",

@@ -140,7 +140,7 @@ these, listing the commands loads none of them."""
 RENAMED = {
     "doctor": ("peers:doctor", "peers --why"),
     "ps": ("status:ps", "status --open-sessions"),
-    "ledger": ("status:ledger", "status --ledger"),
+    "ledger": ("status:ledger", "status --ledger, or p2pinfer status --export csv"),
     "network-key": ("network:key", "network key"),
     "key": ("key:app", "network key, or p2pinfer model proof-key"),
 }

@@ -84,6 +84,8 @@ class connect:  # noqa: N801 -- used like a function
         chat_template: a file with a Jinja template, used in place of the model's own.
         via: how many relays to ask through, 0 to 2, so that no stage learns this machine's address;
             the first address in ``bootstrap`` is then best a relay's.
+        pace_ms: with ``via``: milliseconds between two rows, which leave in a rhythm then; 0: as
+            they are made.
 
     Raises:
         NoPath: there are not enough relays.
@@ -113,6 +115,7 @@ class connect:  # noqa: N801 -- used like a function
         draft_model: str | None = None,
         chat_template: str | Path | None = None,
         via: int = 0,
+        pace_ms: int = 0,
     ) -> None:
         for name, rate in (("audit_rate", audit_rate), ("proof_rate", proof_rate)):
             if not 0 <= rate <= 1:
@@ -123,9 +126,10 @@ class connect:  # noqa: N801 -- used like a function
         if network_key:
             network, key, members = read_key(Path(network_key), network)
         reach = reach_of(network, key, mdns, dht, bootstrap, members)
-        check_hops(via, reach)
-        self._model, self._sessions, self._via = model, sessions, via
-        self._sponsored, self._anonymous, self._drafts = sponsored, anonymous, drafts
+        check_hops(via, reach, pace_ms)
+        self._model, self._sessions, self._via, self._pace_ms = model, sessions, via, pace_ms
+        self._sponsored, self._anonymous = sponsored, anonymous
+        self._drafts = drafts and not pace_ms
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
@@ -191,6 +195,7 @@ class connect:  # noqa: N801 -- used like a function
             draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),
             via=self._via,
+            pace_ms=self._pace_ms,
         )
         async with (
             open_client(options, store, lambda _: None) as client,

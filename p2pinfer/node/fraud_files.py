@@ -1,11 +1,14 @@
-"""Fraud proofs on this machine: kept as files, and acted on by every node that runs here."""
+"""Fraud proofs on this machine: kept as files, and acted on by every node that runs here.
+
+What a node learned of while it asked over a path lies in a folder of its own. All nodes shun those
+peers, and none tells others why: who is the first to know a proof is known to have been there.
+"""
 
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
 
 import trio
 
@@ -13,11 +16,10 @@ from p2pinfer.core.double_statement import NO_MODEL
 from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
+from p2pinfer.node.swarm_connection import SwarmConnection
 from p2pinfer.places import data_dir
 from peers.audits.frauds import Frauds, Judges, Proof, read
 from peers.audits.steps import StepsJudge
-from peers.discovery.directory import Directory
-from transports.blocklist import GuardedTransport
 
 _log = logging.getLogger("p2pinfer.frauds")
 
@@ -54,9 +56,7 @@ class ProofFiles:
         """Yield the proofs about a model's peers and of no model, the oldest first."""
         for path in reversed(self._newest()):
             try:
-                with path.open("rb") as file:
-                    data = file.read(FILE_BYTES_MAX + 1)
-                proof = read(data)
+                proof, data = read_proof(path)
             except (OSError, BadFile) as error:
                 _log.warning("ignoring %s: %s", path, error)
                 continue
@@ -68,18 +68,42 @@ class ProofFiles:
         return [path for _, path in sorted(found, reverse=True)]
 
 
+def read_proof(path: Path) -> tuple[Proof, bytes]:
+    """Return a proof, and its file's bytes; raises OSError or BadFile."""
+    with path.open("rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    return read(data), data
+
+
+def hidden_proofs() -> Path:
+    """Return the folder of what was learned over paths."""
+    return data_dir() / "proofs" / "hidden"
+
+
 def open_frauds(
-    transport: GuardedTransport,
-    directory: Directory,
+    swarm: SwarmConnection,
     model: ModelId,
     sign: Callable[[bytes], bytes],
     judges: Judges,
-    chance: Random,
     on_proven: Callable[[PeerId], None] = lambda _: None,
     steps: StepsJudge | None = None,
+    hold: Callable[[Path], None] | None = None,
 ) -> Frauds:
-    """Return a node's record of proven cheats, which it shuts out from then on."""
-    files = ProofFiles(data_dir() / "proofs")
+    """Return a node's record of proven cheats, which it shuts out from then on.
+
+    Args:
+        swarm: others.
+        model: whose proofs it can judge.
+        sign: as this node.
+        judges: finds peers that can judge.
+        on_proven: called with each proven cheat.
+        steps: judges openings.
+        hold: called with the file of each proof that this node made itself: it tells nobody of any,
+            since that would show when they were made, and where. None: it tells others at once.
+    """
+    transport, directory = swarm.transport, swarm.directory
+    told, hidden = ProofFiles(hidden_proofs().parent), ProofFiles(hidden_proofs())
+    files = told
 
     def act(proof: Proof, data: bytes) -> None:
         transport.shut_out(proof.accused)
@@ -87,6 +111,8 @@ def open_frauds(
         on_proven(proof.accused)
         try:
             path = files.keep(proof, data)
+            if hold and proof.accused in frauds.accused_here:
+                hold(path)
         except OSError as error:
             _log.warning("cannot save the proof against %s: %s", proof.accused, error)
         else:
@@ -98,13 +124,18 @@ def open_frauds(
         sign,
         lambda: directory.holding(model),
         judges,
-        chance,
+        swarm.chance,
         act,
         transport.shut_out,
         steps=steps,
+        tells=hold is None,
     )
-    for proof, data in files.load(model):
+    for proof, data in told.load(model):
         frauds.add(proof, data)
+    files = hidden
+    for proof, data in hidden.load(model):
+        frauds.add(proof, data, tells=False)
+    files = hidden if hold else told
     return frauds
 
 

@@ -94,6 +94,7 @@ class Frauds:
         on_false: called with peers that made or sent an invalid proof.
         run: runs slow work, so that nothing else waits for it.
         steps: judges openings.
+        tells: whether others are told what is proven here; else this peer only hears of it.
     """
 
     def __init__(
@@ -108,13 +109,17 @@ class Frauds:
         on_false: Callable[[PeerId], None] = lambda _: None,
         run: Run = in_thread,
         steps: StepsJudge | None = None,
+        *,
+        tells: bool = True,
     ) -> None:
-        self._run, self._steps = run, steps
+        self._run, self._steps, self._tells = run, steps, tells
         self._transport, self._model, self._sign = transport, model, sign
         self._others, self._judges, self._chance = others, judges, chance
         self._on_proven, self._on_false = on_proven, on_false
         self._proven: dict[PeerId, Case] = {}
         self._kept: dict[bytes, bytes] = {}
+        self.accused_here: dict[PeerId, PeerId] = {}
+        """Peers that this one has accused itself, the newest last, and under which name."""
         self._judged: dict[bytes, float] = {}
         """Digests of proofs that were checked, and when they may be checked again."""
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)
@@ -133,36 +138,47 @@ class Frauds:
         """Answer other peers from now on."""
         self._transport.handle(FRAUDS, self._answer)
 
-    def accuse(self, proof: FraudProof) -> None:
+    def accuse(self, proof: FraudProof, sign: Callable[[bytes], bytes] | None = None) -> None:
         """Sign a proof that this peer made, and queue it for checking like another peer's.
 
         Requires that ``run`` is running; see also ``finish``.
+
+        Args:
+            proof: its author is who asked in that session.
+            sign: as its author, where that is another name of this peer's.
         """
         receipt = proof.receipt
         for offer in self._others():
             if offer.peer == proof.accused and offer.numerics_class == receipt.numerics.hex():
                 proof = evolve(proof, slice_end=max(receipt.end, offer.end))
+        self.accused_here[proof.accused] = proof.author
+        if len(self.accused_here) > JUDGED_MAX:
+            del self.accused_here[next(iter(self.accused_here))]
         body = proof.body()
-        self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
+        self._line_up(self._transport.peer_id, body + (sign or self._sign)(to_sign(body)))
 
     def report(self, proof: DoubleStatement) -> None:
         """Queue the proof that a peer contradicted itself towards this one; see ``accuse``."""
         self._line_up(self._transport.peer_id, proof.encode())
 
-    def add(self, proof: Proof, data: bytes) -> None:
-        """Record a proof that holds, with its file."""
+    def add(self, proof: Proof, data: bytes, *, tells: bool = True) -> None:
+        """Record a proof that holds, with its file; ``tells`` says whether it is passed on."""
         if proof.accused in self._proven:
             return
         case = proof.case()
         self._judged[case.digest] = float("inf")
         self._proven[proof.accused] = case
-        self._kept[case.digest] = data
-        while sum(map(len, self._kept.values())) > KEPT_BYTES_MAX:
-            del self._kept[next(iter(self._kept))]
         if len(self._proven) > JUDGED_MAX:
             del self._proven[next(iter(self._proven))]
         _log.info("%s is proven to have cheated, by %s", case.accused, case.author)
         self._on_proven(proof, data)
+        if tells and self._tells:
+            self._pass_on(case, data)
+
+    def _pass_on(self, case: Case, data: bytes) -> None:
+        self._kept[case.digest] = data
+        while sum(map(len, self._kept.values())) > KEPT_BYTES_MAX:
+            del self._kept[next(iter(self._kept))]
         self._is_untold = True
         self._news.set()
 
@@ -175,14 +191,20 @@ class Frauds:
                 with trio.move_on_after(COMPARE_S * self._chance.uniform(0.7, 1.0)):
                     await self._news.wait()
 
-    async def tell(self, count: int) -> None:
-        """Compare cases with ``count`` other peers."""
+    async def tell(self, count: int) -> int:
+        """Compare cases with ``count`` other peers; return with how many that was done."""
         self._news = trio.Event()
         offers = [offer for offer in self._others() if offer.addresses]
+        done = list[bool]()
+
+        async def ask(offer: Advertisement) -> None:
+            done.append(await self._ask(offer))
+
         async with self._telling, trio.open_nursery() as nursery:
             for offer in self._chance.sample(offers, min(count, len(offers))):
-                nursery.start_soon(self._ask, offer)
+                nursery.start_soon(ask, offer)
         self._is_untold = self._is_untold and count < SPREAD
+        return sum(done)
 
     async def finish(self) -> None:
         """Check queued proofs, and tell other peers what is still untold."""
@@ -198,7 +220,8 @@ class Frauds:
         except trio.WouldBlock:
             _log.info("too many proofs wait to be checked")
 
-    async def _ask(self, offer: Advertisement) -> None:
+    async def _ask(self, offer: Advertisement) -> bool:
+        """Compare cases with a peer; return whether it was there until the end."""
         try:
             with trio.move_on_after(EXCHANGE_S_MAX):
                 channel = await self._transport.open(offer.peer, FRAUDS, offer.addresses)
@@ -209,10 +232,12 @@ class Frauds:
                     if ours.cases or theirs.cases:
                         await self._fetch(channel, theirs)
                         await self._give(channel)
+                    return True
                 finally:
                     await channel.close()
         except PeerError as error:
             _log.info("cases were not compared: %s", error)
+        return False
 
     async def _answer(self, channel: Channel) -> None:
         if self._answering >= EXCHANGES_MAX:
@@ -306,7 +331,7 @@ class Frauds:
             self.add(proof, data)
         elif verdict is None:
             _log.info("whether %s cheated cannot be judged here", case.accused)
-        elif case.author == self._transport.peer_id:
+        elif case.author == self.accused_here.get(case.accused):
             _log.warning("the auditors that said %s cheated have lied", case.accused)
         else:
             _log.warning("%s falsely accuses %s", case.author, case.accused)

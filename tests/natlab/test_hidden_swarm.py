@@ -40,10 +40,10 @@ log = logging.getLogger("natlab")
 class Started:
     """A p2pinfer process on a host; ended with the block that opened it."""
 
-    def __init__(self, host: Host, home: Path, name: str, *words: str) -> None:
+    def __init__(self, host: Host, home: Path, name: str, *words: str, level: str = "info") -> None:
         with (home / f"{name}.log").open("wb") as sink:
             self.process: subprocess.Popen[Any] = host.popen(
-                [sys.executable, "-m", "p2pinfer", "--log-level", "info", *words],
+                [sys.executable, "-m", "p2pinfer", "--log-level", level, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -61,9 +61,10 @@ class Started:
         return found
 
     def end(self) -> None:
-        """End it, and wait."""
+        """End it, and wait; close its pipes."""
         self.process.kill()
-        self.process.communicate()
+        with self.process:
+            pass
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """Asking through relays, with real peers: the same tokens, and nobody sees who asks which peers."""
 
 import json
+import logging
 import os
-import statistics
+import sqlite3
 import subprocess
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
+from statistics import quantiles
 
 import psutil
 import pytest
@@ -35,13 +37,20 @@ ALL_S_MAX = 240.0
 FOUND_S_MAX = 60.0
 """For relays and peers to hear of each other: they compare their views every few seconds."""
 
+BOOKED_S_MAX = 30.0
+"""For stages to write down what they did."""
+
 PROMPT = [504, 2365, 314]
 LONG = 60
+PRICED = 240
+"""Tokens of each kind."""
 HARMED_AT = 5
 GREEDY = Sampling(temperature=0.0)
 
 DECODE_RATIO_MIN = 0.8
 """Of the plain speed for each relay, on one machine."""
+
+log = logging.getLogger("p2pinfer.test")
 
 
 class RelayProcess:
@@ -86,9 +95,12 @@ def _no_guards(home: Path) -> None:
 
 
 @asynccontextmanager
-async def hidden(model: Path, via: int, *ways_in: RelayProcess) -> AsyncGenerator[Client, None]:
+async def hidden(
+    model: Path, via: int, *ways_in: RelayProcess, pace_ms: int = 0
+) -> AsyncGenerator[Client, None]:
     """Join as a requester behind relays, as soon as enough of them are known."""
-    options = replace(client_options(model), bootstrap=[each.address for each in ways_in], via=via)
+    addresses = [each.address for each in ways_in]
+    options = replace(client_options(model), bootstrap=addresses, via=via, pace_ms=pace_ms)
     with trio.fail_after(ALL_S_MAX):
         deadline = trio.current_time() + FOUND_S_MAX
         while True:
@@ -159,15 +171,43 @@ async def test_the_same_tokens_though_no_stage_is_called(
                 async for _ in tokens:
                     assert remote_ports() - before <= behind
             trust = await client.examine(session)
-        assert trust
+            assert trust
+            assert client.certify(session, "", trust)
+            assert len({*session.path}) == via
+            guard = session.path[0]
         assert trust.held
         assert {hop.peer for hop in route} == {peer.id for peer in swarm}
-        assert len(set(client.transport.path)) == via
-        guard = client.transport.path[0]
+        assert guard == client.transport.path[0]
         assert remote_ports() - before <= behind
     assert json.loads((Path(os.environ["P2PINFER_HOME"]) / "state" / "guards.json").read_text())
     async with hidden(default_model, via) as client:  # without an address: the first one is kept
         assert client.transport.path[0] == guard
+
+
+def askers(home: Path) -> set[str]:
+    """Return who asked, as the stages of this file have it in their books."""
+    with closing(sqlite3.connect(home / "data" / "ledger.sqlite3")) as books:
+        return {name for (name,) in books.execute("SELECT user FROM work WHERE side = 'served'")}
+
+
+async def test_each_session_has_a_name_of_its_own(
+    default_model: Path, home: Path, swarm: list[Peer], relays: list[RelayProcess]
+) -> None:
+    """In one run, at all stages; what fetched the directory asks for nothing; rows are paced."""
+    before = askers(home)
+    async with hidden(default_model, 2, relays[0], pace_ms=20) as client:
+        answers = [await tokens_of(client) for _ in range(2)]
+        assert answers[0] == answers[1]
+        deadline = trio.current_time() + BOOKED_S_MAX
+        while len(new := askers(home) - before) < 2 and trio.current_time() < deadline:  # noqa: ASYNC110 -- other processes write it
+            await trio.sleep(1)
+        assert len(new) == 2
+        assert client.transport.peer_id not in new
+        route = await client.find_route(lambda _: None)
+        async with client.open_session(route) as one, client.open_session(route) as other:
+            names = {each.evidence.terms.requester for each in (one, other) if each.evidence}
+            assert len(names - new) == 2
+            assert one.path[0] == other.path[0]
 
 
 @pytest.mark.parametrize(("via", "dies"), [(1, 0), (2, 0), (2, 1)])
@@ -191,21 +231,29 @@ async def test_a_relay_that_dies_costs_no_token(
             async for token in tokens:
                 found.append(token.id)
                 if len(found) == HARMED_AT:
-                    before = client.transport.path
+                    before = session.path
                     (number,) = [n for n, each in enumerate(relays) if each.id == before[dies]]
                     relays[number].process.kill()
+            assert session.path[dies] not in before
         assert found == plain
-        assert client.transport.path[dies] not in before
     stop(relays[number].process)
     relays[number] = RelayProcess(home, number, swarm[0].address).wait_ready()
 
 
-@pytest.mark.long  # of two processes more for each token: it tells nothing on a busy machine
+@pytest.mark.long  # some hundred tokens, each made twice
 @pytest.mark.parametrize("via", [1, 2])
 async def test_the_price_of_relays(
-    default_model: Path, home: Path, swarm: list[Peer], relays: list[RelayProcess], via: int
+    default_model: Path,
+    swarm: list[Peer],
+    relays: list[RelayProcess],
+    via: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """One token with and one without in turn: at least 0.8 of the plain speed for each relay."""
+    """One token with and one without in turn: at least 0.8 of the plain speed for each relay.
+
+    Which is first changes. Lower quartiles are compared: what other work on the machine adds to
+    some tokens, more of them where more processes take part, is not the price of relays.
+    """
     took_s: dict[Client, list[float]] = {}
 
     @asynccontextmanager
@@ -214,7 +262,7 @@ async def test_the_price_of_relays(
         route = await client.find_route(lambda _: None)
         async with (
             client.open_session(route) as session,
-            aclosing(session.generate(PROMPT, GREEDY, LONG)) as found,
+            aclosing(session.generate(PROMPT, GREEDY, PRICED + 1)) as found,
         ):
             await anext(found)
             yield found
@@ -225,11 +273,17 @@ async def test_the_price_of_relays(
         tokens(behind) as slower,
         tokens(plain) as faster,
     ):
-        for _ in range(LONG - 1):
-            for client, each in ((plain, faster), (behind, slower)):
+        turn = [(plain, faster), (behind, slower)]
+        for _ in range(PRICED):
+            for client, each in turn:
                 started = trio.current_time()
                 await anext(each)
                 took_s[client].append(trio.current_time() - started)
-        ratio = statistics.median(took_s[plain]) / statistics.median(took_s[behind])
-    (home / f"ratio-{via}").write_text(f"{ratio:.3f}, a token {statistics.median(took_s[plain])} s")
-    assert ratio >= DECODE_RATIO_MIN**via
+            turn.reverse()
+        pairs = zip(quantiles(took_s[plain]), quantiles(took_s[behind]), strict=True)
+        low, middle, _ = (before / after for before, after in pairs)
+    record_property("plain_ms", round(1000 * quantiles(took_s[plain])[0], 2))
+    record_property("ratio_of_quartiles", round(low, 3))
+    record_property("ratio_of_medians", round(middle, 3))
+    log.info("via %d: %.3f of the plain speed, by medians %.3f", via, low, middle)
+    assert low >= DECODE_RATIO_MIN**via

@@ -57,3 +57,17 @@ def test_code_and_copies_are_out_of_reach_by_the_same_measure() -> None:
 def test_copies_are_chosen_where_peers_are_seldom_up() -> None:
     """Four of them, where half are up."""
     assert run(0.1, 0.5)["chosen"] == "4 copies"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_month_loses_nothing_and_moves_little(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """200 peers that are there for 0.7 of the time: two thirds of the space that copies take."""
+    monkeypatch.setattr(storage, "GROUPS", 48)
+    found = run(30, 0.7, seed, 200)
+    assert found["left_for_good"] > 50
+    code, copies = found["code"], found["copies_3"]
+    assert code["groups_lost"] == 0 <= copies["groups_lost"]
+    assert 0 < code["moved_per_lost"] <= 2
+    assert code["storage_times"] <= 2.1
+    assert copies["storage_times"] > 2.7

@@ -59,6 +59,7 @@ class FakeClient:
         self.audit_rate = 0.25
         self.absent = self.silent = ""
         self.engine_is_lost = False
+        self.joins_conversations = True
         self.called = 0
         self.others: dict[str, str] = {}
         self.tells = True

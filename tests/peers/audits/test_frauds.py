@@ -62,7 +62,9 @@ def offers(*keys: Identity) -> list[Advertisement]:
 
 
 @asynccontextmanager
-async def node(found: Case, key: Identity, judges: Judges, *known: Identity) -> AsyncIterator[Node]:
+async def node(
+    found: Case, key: Identity, judges: Judges, *known: Identity, tells: bool = True
+) -> AsyncIterator[Node]:
     """Run a peer that knows some others, in the network of a chain."""
     async with AsyncExitStack() as stack:
         transport: Transport = found.made.me
@@ -79,6 +81,7 @@ async def node(found: Case, key: Identity, judges: Judges, *known: Identity) -> 
             lambda *_: None,
             discredited.append,
             in_place,
+            tells=tells,
         )
         frauds.listen()
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -134,6 +137,44 @@ async def test_a_proof_reaches_every_peer_that_can_check_it(
         assert holder.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
         assert bystander.frauds.proven == []
         assert not [each.discredited for each in (holder, far, bystander) if each.discredited]
+
+
+async def test_who_does_not_tell_hears_all_the_same(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it proved itself stays with it, also at its end; what others say of cheats it learns."""
+    async with case(OWN) as found, node(found, A, by_own_layers) as holder:
+        proof = await proof_of(found, monkeypatch)
+        async with node(found, KEYS[0], by_own_layers, A, tells=False) as hidden:
+            hidden.frauds.accuse(proof)
+            await trio.sleep(3 * module.COMPARE_S)
+            await hidden.frauds.finish()
+            assert hidden.frauds.proven == [ACCUSED.peer_id]
+            assert [*hidden.frauds.accused_here] == [ACCUSED.peer_id]
+        await trio.sleep(3 * module.COMPARE_S)
+        assert holder.frauds.proven == []
+        async with node(found, KEYS[0], by_own_layers, A) as author:
+            author.frauds.accuse(proof)
+            await author.frauds.finish()
+        async with node(found, B, by_own_layers, A, tells=False) as hidden:
+            await trio.sleep(3 * module.COMPARE_S)
+            assert hidden.frauds.proven == [ACCUSED.peer_id]
+            assert not hidden.frauds.accused_here
+
+
+async def test_a_proof_is_signed_by_the_name_that_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has a name for each session signs as that; by another name it is no proof."""
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        for sign, holds in ((None, False), (KEYS[0].sign, True)):
+            async with node(found, B, by_own_layers) as hidden:
+                hidden.frauds.accuse(proof, sign)
+                await hidden.frauds.finish()
+                assert hidden.frauds.proven == [ACCUSED.peer_id] * holds
+                assert hidden.frauds.accused_here == {ACCUSED.peer_id: KEYS[0].peer_id}
+                assert not hidden.discredited
 
 
 def double_statement() -> DoubleStatement:

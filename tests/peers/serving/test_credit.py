@@ -1,10 +1,12 @@
 """Statements among peers: told, kept, shown to others, and worth what the debts behind them are."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 import trio
@@ -17,7 +19,15 @@ from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.statement import Owe, Owed, Statement, Vouch
 from p2pinfer.node.ledger_db import LedgerDb, Side
 from peers.parts.protocol import in_place
-from peers.serving.credit import CREDIT, EXCHANGE_S_MAX, EXCHANGES_MAX, HEARD_EVERY_S, Credit
+from peers.serving.credit import (
+    CREDIT,
+    CYCLE_S,
+    EXCHANGE_S_MAX,
+    EXCHANGES_MAX,
+    HEARD_EVERY_S,
+    TOLD_MAX,
+    Credit,
+)
 from peers.steps.messaging import receive, send
 from scheduler.credit import ANSWER_WORK
 from tests.support.directories import advertisement
@@ -28,6 +38,7 @@ from transports.memory.network import MemoryNetwork
 
 ME, FRIEND, NEWCOMER, SYBIL = KEYS[:4]
 MIB = 1_000_000
+CYCLES = 30
 
 
 @dataclass
@@ -323,3 +334,27 @@ async def test_a_peer_that_says_nothing_holds_few_places(
         autojump_clock.jump(60.0)
         await wait_all_tasks_blocked()
         assert me.credit._answering == 0
+
+
+@pytest.mark.long
+async def test_statements_cost_a_thousandth_of_the_tokens(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """In processor time of all who take part, where one peer asks eight others all the time.
+
+    It makes as many statements as it may in a cycle; signing, disk and messages count.
+    """
+    keys = [Identity(bytes([number]) * 32) for number in range(1, TOLD_MAX + 2)]
+    spent_s = list[float]()
+    async with swarm(tmp_path, *keys) as (me, *servers):
+        for cycle in range(CYCLES):
+            for server in servers:
+                me.had(server.key, 1000 * MIB, cycle)
+            began = time.thread_time()
+            await tell(me)
+            spent_s.append(time.thread_time() - began)
+            stated = [server.books.in_favour(server.key.peer_id) for server in servers]
+            assert [each.amounts.work for (each,) in stated] == [
+                1000 * MIB * (cycle + 1)
+            ] * TOLD_MAX
+    assert median(spent_s) <= 0.001 * CYCLE_S
