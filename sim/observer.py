@@ -32,7 +32,7 @@ from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.messages import Step
 from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.wire import encode
-from transports.libp2p.padding import Beats, Padder, Shape
+from transports.libp2p.padding import Beats, CellShape, Padder
 from transports.libp2p.yamux import DATA, FRAME_BODY_BYTES_MAX, HEADER
 
 ROW_BYTES: Final = 4 * 576
@@ -83,22 +83,24 @@ class Mode:
     """What is done against observers."""
 
     name: str
-    shape: Shape | None
+    shape: CellShape | None
 
 
 def modes(pace_ms: int) -> list[Mode]:
     """Return nothing but fresh identities, with padding, and with a pace as well."""
     return [
         Mode("bare", None),
-        Mode("via", Shape.for_rows(ROW_BYTES)),
-        Mode("paced", Shape.for_rows(ROW_BYTES, pace_ms)),
+        Mode("via", CellShape.for_rows(ROW_BYTES)),
+        Mode("paced", CellShape.for_rows(ROW_BYTES, pace_ms)),
     ]
 
 
 class _Line:
     """One direction of one session: from who speaks over a line and a relay to the observer."""
 
-    def __init__(self, shape: Shape | None, delay_s: float, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self, shape: CellShape | None, delay_s: float, jitter: Callable[[], float]
+    ) -> None:
         self._shape, self._delay_s, self._jitter = shape, delay_s, jitter
         self.padder = Padder(shape) if shape else None
         self._beats = Beats(shape.pace_s) if shape and shape.pace_ms else None

@@ -59,7 +59,7 @@ SHAPE_BYTES: Final = _SHAPE.size
 
 
 @dataclass(frozen=True)
-class Shape:
+class CellShape:
     """What everything on one connection is to look like; sizes before encryption.
 
     Raises:
@@ -84,7 +84,7 @@ class Shape:
             raise BadShape(f"{self.cell_bytes} bytes each {self.pace_ms} ms")
 
     @classmethod
-    def for_rows(cls, row_bytes: int, pace_ms: int = 0) -> "Shape":
+    def for_rows(cls, row_bytes: int, pace_ms: int = 0) -> "CellShape":
         """Return the shape for a model with rows of this size."""
         small, large = (row_bytes * rows + HEAD_BYTES for rows in (WIDE_ROWS_MAX, BLOCK_ROWS))
         return cls(max(row_bytes + HEAD_BYTES, CELL_BYTES_MIN), (small, large), pace_ms)
@@ -99,7 +99,7 @@ class Shape:
         return _SHAPE.pack(self.cell_bytes, *self.chunk_bytes, self.pace_ms)
 
     @classmethod
-    def decode(cls, data: bytes) -> "Shape":
+    def decode(cls, data: bytes) -> "CellShape":
         """Return what a remote proposes; raises BadShape."""
         if len(data) != SHAPE_BYTES:
             raise BadShape(f"a shape of {len(data)} bytes")
@@ -131,7 +131,7 @@ class Shape:
 class Padder:
     """One end of a connection: decides what is sealed when. The clock is an argument."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: CellShape) -> None:
         self.shape = shape
         self.held_bytes = 0
         """Of frames that wait for a beat."""

@@ -21,14 +21,14 @@ from transports.libp2p.padding import (
     LINGER_S,
     RECORD_PLAIN_BYTES_MAX,
     BadShape,
+    CellShape,
     Padder,
-    Shape,
 )
 from transports.libp2p.yamux import HEADER_BYTES, Yamux
 
 ROW_BYTES = 2304
-SHAPE = Shape.for_rows(ROW_BYTES)
-PACED = Shape.for_rows(ROW_BYTES, 20)
+SHAPE = CellShape.for_rows(ROW_BYTES)
+PACED = CellShape.for_rows(ROW_BYTES, 20)
 PACE_S = 0.02
 HEADS = st.integers(24, 60)
 """Bytes of a step's other fields and its length: they grow with the position."""
@@ -56,8 +56,8 @@ def test_a_prompt_shows_in_whole_chunks(head: int, rows: int) -> None:
     assert size + SHAPE.behind(size) == SHAPE.chunk_bytes[1]
 
 
-@given(st.integers(0, 5_000_000), st.sampled_from([SHAPE, Shape.for_rows(131_072)]))
-def test_longer_messages_are_whole_chunks(size: int, shape: Shape) -> None:
+@given(st.integers(0, 5_000_000), st.sampled_from([SHAPE, CellShape.for_rows(131_072)]))
+def test_longer_messages_are_whole_chunks(size: int, shape: CellShape) -> None:
     """Whatever they are about."""
     whole = size + shape.behind(size)
     assert shape.is_short(size) or whole in shape.chunk_bytes or not whole % shape.chunk_bytes[1]
@@ -66,7 +66,7 @@ def test_longer_messages_are_whole_chunks(size: int, shape: Shape) -> None:
 @given(st.lists(st.integers(0, 70_000), max_size=6), st.sampled_from([256, 2432, CELL_BYTES_MAX]))
 def test_filled_frames_are_whole_cells_and_mean_the_same(sizes: list[int], cell: int) -> None:
     """The other end reads what it would have read without, whatever the sizes."""
-    shape = Shape(cell, (cell, cell))
+    shape = CellShape(cell, (cell, cell))
     one, other = Yamux(initiator=True), Yamux(initiator=False)
     stream = one.open_stream()
     for size in sizes:
@@ -96,10 +96,10 @@ def test_filled_frames_are_whole_cells_and_mean_the_same(sizes: list[int], cell:
 def test_what_a_stranger_may_propose_is_bounded(fields: tuple[int, ...]) -> None:
     """Neither sizes nor rates at which a stage would work in vain."""
     with pytest.raises(BadShape):
-        Shape.decode(padding._SHAPE.pack(*fields))
+        CellShape.decode(padding._SHAPE.pack(*fields))
     with pytest.raises(BadShape):
-        Shape.decode(PACED.encode()[1:])
-    assert Shape.decode(PACED.encode()) == PACED
+        CellShape.decode(PACED.encode()[1:])
+    assert CellShape.decode(PACED.encode()) == PACED
 
 
 def test_without_a_pace_nothing_waits() -> None:
@@ -215,5 +215,5 @@ async def _run(conn: muxer.Connection, *, task_status: trio.TaskStatus[Any]) -> 
 
 
 def test_a_message_has_room_for_its_head() -> None:
-    """What `Shape.for_rows` adds holds two headers, a length and a step's other fields."""
+    """What `CellShape.for_rows` adds holds two headers, a length and a step's other fields."""
     assert LENGTH_BYTES + 40 + 3 * HEADER_BYTES <= HEAD_BYTES
