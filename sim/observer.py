@@ -136,7 +136,7 @@ class _Line:
             self._arrived = max(self._arrived, now + self._delay_s + self._jitter())
             at = max(self._arrived, self._passed)
             if self._beats and at > self._passed:
-                at += self._beats.wait_s(at)
+                at += self._beats.wait_s(at, len(piece))
             self._passed = at
             self.seen.append((at, len(piece) + RECORD_BYTES))
 

@@ -39,11 +39,14 @@ CHUNK_BYTES_MAX: Final = 9 * 1024 * 1024
 """As much as one message may have."""
 
 PACE_MS_MIN: Final = 5
-PACE_MS_MAX: Final = 1000
-"""Beyond that an answer would be of no use; below, timers are late by as much."""
+PACE_MS_MAX: Final = 200
+"""With two relays a ping takes six beats; below the least, timers are late by as much."""
 
 PACED_BYTES_MAX: Final = 8 * 1024 * 1024
 """A second, of cells that may be empty: what one requester can have a stage send in vain."""
+
+BULK_BYTES: Final = 48 * 1024
+"""So much at once is no row, and does not wait at relays: a prompt would take seconds."""
 
 LINGER_S: Final = 1.0
 """For how long cells leave after the last data: longer than a row takes to go round most chains."""
@@ -197,8 +200,10 @@ class Beats:
     def __init__(self, pace_s: float) -> None:
         self._pace_s, self._next_at, self._left_at = pace_s, -inf, -inf
 
-    def wait_s(self, now: float) -> float:
-        """Return how long what is here now has to wait."""
+    def wait_s(self, now: float, size: int) -> float:
+        """Return how long what is here now has to wait, so many bytes of it."""
+        if size >= BULK_BYTES:
+            return 0.0
         if now > self._left_at + LINGER_S:
             self._next_at = now + self._pace_s / 2
         elif self._next_at <= now:

@@ -16,11 +16,13 @@ from transports.libp2p import muxer, padding, yamux
 from transports.libp2p.channel import LENGTH_BYTES
 from transports.libp2p.padded import fill_up
 from transports.libp2p.padding import (
+    BULK_BYTES,
     CELL_BYTES_MAX,
     HEAD_BYTES,
     LINGER_S,
     RECORD_PLAIN_BYTES_MAX,
     BadShape,
+    Beats,
     CellShape,
     Padder,
 )
@@ -89,7 +91,7 @@ def test_filled_frames_are_whole_cells_and_mean_the_same(sizes: list[int], cell:
         (4096, 8192, 4096, 0),
         (4096, 4096, 1 << 30, 0),
         (4096, 4096, 4096, 4),
-        (4096, 4096, 4096, 1001),
+        (4096, 4096, 4096, 201),
         (CELL_BYTES_MAX, CELL_BYTES_MAX, CELL_BYTES_MAX, 5),
     ],
 )
@@ -212,6 +214,27 @@ async def _run(conn: muxer.Connection, *, task_status: trio.TaskStatus[Any]) -> 
         inner.start_soon(conn.start)
         await conn.event_started.wait()
         task_status.started()
+
+
+@given(st.lists(st.floats(0.0, 0.45), min_size=2, max_size=40))
+def test_a_relay_ends_the_jitter_of_a_rhythm(late: list[float]) -> None:
+    """Up to half a beat, what comes early or late leaves on time; the first one sets the time."""
+    beats, left = Beats(PACE_S), []
+    for number, share in enumerate(late):
+        now = (number + share) * PACE_S
+        left.append(now + beats.wait_s(now, ROW_BYTES))
+    gaps = [later - sooner for sooner, later in pairwise(left)]
+    assert gaps == pytest.approx([PACE_S] * len(gaps))
+    assert all(0 <= at - number * PACE_S <= PACE_S for number, at in enumerate(left))
+
+
+def test_a_relays_rhythm_begins_again_after_a_pause() -> None:
+    """Nothing waits for longer than a beat; what is later than its beat leaves at the next."""
+    beats = Beats(PACE_S)
+    assert beats.wait_s(0.0, ROW_BYTES) == pytest.approx(PACE_S / 2)
+    assert beats.wait_s(0.035, ROW_BYTES) == pytest.approx(0.015)
+    assert beats.wait_s(5.0, ROW_BYTES) == pytest.approx(PACE_S / 2)
+    assert beats.wait_s(5.0, BULK_BYTES) == 0.0
 
 
 def test_a_message_has_room_for_its_head() -> None:

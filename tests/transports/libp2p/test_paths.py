@@ -113,14 +113,6 @@ class TestPadded(TestOneRelay):
     shape = CellShape.for_rows(64)  # with more, what the contract sends unread would fill windows
 
 
-@pytest.mark.long
-class TestPaced(TestOneRelay):
-    """One that says it in a rhythm as well, which two relays keep."""
-
-    hops = 2
-    shape = CellShape.for_rows(64, 5)
-
-
 @asynccontextmanager
 async def one_relay() -> AsyncGenerator[tuple[Libp2pTransport, Libp2pTransport]]:
     """Run a relay that knows a peer which echoes."""
@@ -374,6 +366,20 @@ async def test_a_relay_sees_whole_cells_and_chunks(
         async with over([relay]) as plain:
             channel = await plain.open(bob.peer_id, "echo", bob.addresses)
             assert await show(channel, 2 * ROW_BYTES) != await show(channel, 3 * ROW_BYTES)
+
+
+async def test_a_rhythm_over_two_relays_changes_no_message() -> None:
+    """Short ones, long ones, and several at once arrive whole and in order."""
+    shape = CellShape.for_rows(ROW_BYTES, 5)
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(None, HERE, "test") as bob, relays(2, bob) as (first, second):
+            bob.handle("echo", echo)
+            async with over([first], [second], shape=shape) as alice:
+                channel = await alice.open(bob.peer_id, "echo", bob.addresses)
+                sent = [os.urandom(size) for size in (9, ROW_BYTES, 300_000, ROW_BYTES, 60_000, 1)]
+                for message in sent:
+                    await channel.send(message)
+                assert [await channel.receive() for _ in sent] == sent
 
 
 async def test_peers_of_before_are_spoken_to_as_ever() -> None:
