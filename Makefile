@@ -75,10 +75,13 @@ interop:
 agents:
 	cd tests/interop/agents && npm install --no-save --ignore-scripts --no-audit --no-fund
 
-clients:
+# Beside the packages of .venv, which our chat model for LangChain needs: those of clients come first.
+clients: ready
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
 	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$($(CLIENTS)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
 	touch $(CLIENTS)/whole
 
 # Beside the packages of .venv: those of the EVM need an older one among them.
@@ -88,7 +91,7 @@ chain: ready
 		> $$($(CHAIN)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
 	$(CHAIN)/bin/python -m pip install --quiet --upgrade pip
 	$(CHAIN)/bin/python -m pip install --quiet --group settle
-	! command -v npm || (cd tests/interop/anvil && npm install --no-save --ignore-scripts --no-audit --no-fund)
+	! command -v npm >/dev/null || (cd tests/interop/anvil && npm install --no-save --ignore-scripts --no-audit --no-fund)
 	touch $(CHAIN)/whole
 
 fuzz: ready

@@ -19,6 +19,7 @@ from p2pinfer.cli.options import (
     Model,
     Network,
     ReachFlags,
+    Via,
     WaysIn,
     option,
 )
@@ -31,12 +32,15 @@ from p2pinfer.core.model_names import readable_name
 from p2pinfer.logs import note
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from collections.abc import Sequence
+
     from p2pinfer.core.ids import ModelId
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
     from p2pinfer.engine.training.descent import Course
     from p2pinfer.node.learning import Options, Report
     from p2pinfer.node.learning_together import MeetingOptions
+    from transports.base import Reach
 
 HELD_OUT_DEFAULT, HELD_OUT_MAX = 0.1, 0.9
 HELD_OUT_LESSONS_MIN = 10
@@ -128,6 +132,7 @@ def learn(
     listen: Listen = (),
     announce: Announce = (),
     bootstrap: WaysIn = (),
+    via: Via = 0,
     network: Network = "main",
     identity: Annotated[
         Path | None, option("identity", "File with this peer's key; created if it does not exist.")
@@ -168,9 +173,9 @@ def learn(
     store = open_store()
     _check_out(store, out, gguf, rounds)
     named = reach.ways_in(bootstrap)
-    through = (named, reach.of(network, named)) if named or reach.says_where else None
-    options = how.options(len(lessons))
-    task = LearnRequest(file, lessons, data, options, (out or "").strip(), gguf, store, through)
+    through = _through(named, reach.of(network, named), via, rounds, says_where=reach.says_where)
+    options, name = how.options(len(lessons)), (out or "").strip()
+    task = LearnRequest(file, lessons, data, options, name, gguf, store, through, via)
     base = _base_of(model, store)
     if not rounds.are_asked_for:
         run_task(lambda: _learn(task, base, only_idle=only_idle, as_json=as_json))
@@ -179,6 +184,20 @@ def learn(
     meeting = MeetingOptions(base, listen, announce, tuple(named), where, identity)
     together = _together(rounds, how, meeting, how_to_reach(network, reach))
     run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
+
+
+def _through(
+    named: "Sequence[str]", way: "Reach", via: int, rounds: RoundFlags, *, says_where: bool
+) -> "tuple[Sequence[str], Reach] | None":
+    """Return the swarm that computes rows; None: this machine does. Raises UserError."""
+    from p2pinfer.node.hidden_way import check_hops
+
+    check_hops(via, way)
+    if via and rounds.are_asked_for:
+        raise UserError(
+            "members of a task are called by the others, which --via rules out: omit one of them"
+        )
+    return (named, way) if named or via or says_where else None
 
 
 def _together(

@@ -39,6 +39,8 @@ class LearnRequest:
     store: "Store"
     through: "tuple[Sequence[str], Reach] | None"
     """The swarm that computes the rows, by its ways in; None: this machine."""
+    via: int = 0
+    """How many relays the swarm is asked through."""
 
 
 @asynccontextmanager
@@ -62,7 +64,7 @@ async def open_rows(
 
     ways_in, reach = task.through
     machine = Machine(sessions=1, context=LESSON_TOKENS_MAX)
-    options = ClientOptions(model_id, ways_in, reach, layers, machine)
+    options = ClientOptions(model_id, ways_in, reach, layers, machine, via=task.via)
     async with (
         doing("Joining the swarm …") as done,
         open_client(options, task.store, done.tell, done.step) as client,

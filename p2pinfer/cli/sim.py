@@ -62,6 +62,14 @@ def run(
             negative="",
         ),
     ] = False,
+    beside_plain: Annotated[
+        bool,
+        option(
+            "beside-plain",
+            "Run it twice, the second time as if nobody sent tokens ahead, and compare.",
+            negative="",
+        ),
+    ] = False,
     out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
     explain: Annotated[
         bool,
@@ -95,7 +103,14 @@ def run(
     again = ["p2pinfer", "sim", scenario]
     changed = _changed(loaded, seed, duration, peers, again)
     _tune_memory()
-    _run(changed, out, again, as_json=as_json, beside_public=beside_public)
+    _run(
+        changed,
+        out,
+        again,
+        as_json=as_json,
+        beside_public=beside_public,
+        beside_plain=beside_plain,
+    )
 
 
 @app.command
@@ -276,9 +291,18 @@ def _run(
     *,
     as_json: bool,
     beside_public: bool,
+    beside_plain: bool,
 ) -> None:
     from sim.pictures import check_pictures, write_page
-    from sim.report import all_public, beside, lines, summary, write_files
+    from sim.report import (
+        all_public,
+        beside,
+        beside_drafts,
+        lines,
+        summary,
+        without_drafts,
+        write_files,
+    )
     from sim.run import run_scenario
 
     if out is not None:
@@ -290,6 +314,10 @@ def _run(
     if beside_public:
         with _progress() as on_time:
             numbers = beside(numbers, summary(run_scenario(all_public(scenario), on_time)))
+    if beside_plain:
+        with _progress() as on_time:
+            plain = summary(run_scenario(without_drafts(scenario), on_time))
+        numbers = beside_drafts(numbers, plain)
     if out is not None:
         write_files(outcome, out)
         write_page(outcome, out / "index.html")

@@ -15,7 +15,14 @@ The first works under trio and under asyncio alike: FastAPI, notebooks.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -217,24 +224,35 @@ class SyncSwarm:
         stops: Sequence[str] = (),
         parse_special: bool = False,
         answer: Answer | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Yield the text of the assistant's next message; as ``Swarm.chat``."""
-        pieces = self._swarm.chat(
-            messages,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stops=stops,
-            parse_special=parse_special,
-            answer=answer,
+        return self.stream(
+            lambda swarm: swarm.chat(
+                messages,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stops=stops,
+                parse_special=parse_special,
+                answer=answer,
+            )
         )
+
+    def stream(self, begin: Callable[[Swarm], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
+        """Yield what an async generator over the swarm yields, which runs where the swarm is."""
+        items = begin(self._swarm)
         try:
             while True:
                 try:
-                    yield self._thread.run(anext, pieces)
+                    yield self._thread.run(anext, items)
                 except StopAsyncIteration:
                     return
         finally:
-            self._thread.run(pieces.aclose)
+            with suppress(trio.RunFinishedError):  # the swarm was left: it has closed them
+                self._thread.run(items.aclose)
+
+    def run(self, function: Callable[[Swarm], Awaitable[T]]) -> T:
+        """Call an async function with the swarm, where that is, and return what it returns."""
+        return self._thread.run(function, self._swarm)
 
 
 class AsyncioSwarm:
@@ -249,7 +267,12 @@ class AsyncioSwarm:
         """What the model calls itself."""
         return self._swarm.model_name
 
-    async def chat(
+    @property
+    def plain(self) -> SyncSwarm:
+        """The same swarm for code that runs in other threads, and knows nothing of asyncio."""
+        return SyncSwarm(self._swarm, self._thread)
+
+    def chat(
         self,
         messages: Sequence[Message],
         *,
@@ -260,23 +283,31 @@ class AsyncioSwarm:
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message; as ``Swarm.chat``."""
-        pieces = self._swarm.chat(
-            messages,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stops=stops,
-            parse_special=parse_special,
-            answer=answer,
+        return self.stream(
+            lambda swarm: swarm.chat(
+                messages,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stops=stops,
+                parse_special=parse_special,
+                answer=answer,
+            )
         )
+
+    async def stream(
+        self, begin: Callable[[Swarm], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """Yield what an async generator over the swarm yields, which runs where the swarm is."""
+        items = begin(self._swarm)
         try:
             while True:
                 try:
-                    yield await self._wait(anext, pieces)
+                    yield await self._wait(anext, items)
                 except StopAsyncIteration:
                     return
         finally:
             with suppress(trio.RunFinishedError):  # the swarm was left: it has closed them
-                await self._wait(pieces.aclose)
+                await self._wait(items.aclose)
 
     async def close(self) -> None:
         """Leave the swarm; wait until that is done."""

@@ -9,7 +9,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
 
 import trio
 
@@ -17,11 +16,10 @@ from p2pinfer.core.double_statement import NO_MODEL
 from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
+from p2pinfer.node.swarm_connection import SwarmConnection
 from p2pinfer.places import data_dir
 from peers.audits.frauds import Frauds, Judges, Proof, read
 from peers.audits.steps import StepsJudge
-from peers.discovery.directory import Directory
-from transports.blocklist import GuardedTransport
 
 _log = logging.getLogger("p2pinfer.frauds")
 
@@ -83,12 +81,10 @@ def hidden_proofs() -> Path:
 
 
 def open_frauds(
-    transport: GuardedTransport,
-    directory: Directory,
+    swarm: SwarmConnection,
     model: ModelId,
     sign: Callable[[bytes], bytes],
     judges: Judges,
-    chance: Random,
     on_proven: Callable[[PeerId], None] = lambda _: None,
     steps: StepsJudge | None = None,
     hold: Callable[[Path], None] | None = None,
@@ -96,17 +92,16 @@ def open_frauds(
     """Return a node's record of proven cheats, which it shuts out from then on.
 
     Args:
-        transport: to others.
-        directory: of its swarm.
+        swarm: others.
         model: whose proofs it can judge.
         sign: as this node.
         judges: finds peers that can judge.
-        chance: picks peers to tell.
         on_proven: called with each proven cheat.
         steps: judges openings.
         hold: called with the file of each proof that this node made itself: it tells nobody of any,
-            since that would show when and for whom they were made. None: it tells others at once.
+            since that would show when they were made, and where. None: it tells others at once.
     """
+    transport, directory = swarm.transport, swarm.directory
     told, hidden = ProofFiles(hidden_proofs().parent), ProofFiles(hidden_proofs())
     files = told
 
@@ -129,7 +124,7 @@ def open_frauds(
         sign,
         lambda: directory.holding(model),
         judges,
-        chance,
+        swarm.chance,
         act,
         transport.shut_out,
         steps=steps,

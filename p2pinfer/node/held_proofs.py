@@ -1,10 +1,10 @@
 """Fraud proofs that were made over a path: told to others later, and by somebody else.
 
-A proof that goes out as soon as an answer was checked says when that was, and whoever brings it is
-who asked. So each waits for a time of its own, drawn from an exponential distribution that is cut
+A proof that goes out as soon as an answer was checked says when that was, and who brings it is who
+asked. So each waits for a time of its own, drawn from an exponential distribution that is cut
 off at `HELD_S_MAX`, and is then told over a path that is opened for it alone, under an id that
 nobody has met. It lies on disk until a peer has heard of it: one that waits when this machine stops
-asking is told, after a time drawn anew, when it asks over a path the next time.
+asking is told, after another such time, when it asks over a path the next time.
 
 What this rests on: a relay, or a peer, that sees proofs come in cannot tell from their times which
 of the sessions of the last minutes they are about, if there were several. What it does not give: a
@@ -14,6 +14,7 @@ proof names its session to the stage that it convicts, and the id that asked in 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from math import exp, log
 from pathlib import Path
@@ -24,6 +25,7 @@ import trio
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sections import BadFile
+from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.node.fraud_files import hidden_proofs, read_proof
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.swarm_connection import open_swarm_connection
@@ -98,7 +100,7 @@ class HeldProofs:
             _log.info("too many proofs wait to be told")
             return
         mark = path.with_name(path.name + MARK)
-        mark.write_text(self._network)
+        replace_text(mark, self._network)
         try:
             self._send.send_nowait(mark)
         except trio.WouldBlock:
@@ -145,7 +147,8 @@ def _load(mark: Path) -> tuple[Proof, bytes] | None:
 
 
 def _forget(mark: Path) -> None:
-    mark.unlink(missing_ok=True)
+    with suppress(OSError):  # then it is told once more, in another run
+        mark.unlink(missing_ok=True)
 
 
 def holding(

@@ -283,15 +283,7 @@ def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server, credit: C
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
     judges = partial(judges_beside, server, replays)
-    frauds = open_frauds(
-        swarm.transport,
-        swarm.directory,
-        model,
-        swarm.identity.sign,
-        judges,
-        swarm.chance,
-        steps=steps,
-    )
+    frauds = open_frauds(swarm, model, swarm.identity.sign, judges, steps=steps)
     frauds.listen()
     credit.on_double = frauds.report
     return frauds

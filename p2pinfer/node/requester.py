@@ -316,12 +316,10 @@ class Client(SwarmClient):
         replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
         judge = judge_of(model.store, model.manifest)
         self.frauds = open_frauds(
-            transport,
-            directory,
+            swarm,
             model.id,
             self._sign,
             replays.judges,
-            swarm.chance,
             self.experiences.cheated,
             judge,
             holding(nursery, options.bootstrap, options.network, options.via),
@@ -487,7 +485,7 @@ async def open_client(
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)
         serving = partial(directory.serving, model.id)
-        nursery.start_soon(call_around, transport, serving, swarm.chance)
+        nursery.start_soon(call_around, transport, serving, swarm.chance, transport.round_trip_s)
         drafting = None
         if options.draft_model and options.drafts:
             step(f"loading the draft model {options.draft_model.info.name} …")

@@ -139,6 +139,10 @@ class SwarmClient:
         """Return the names of all models that the swarm is known to serve."""
         return self._directory.models()
 
+    def seen(self, model: ModelId) -> list[Advertisement]:
+        """Return some of the peers that serve layers of any model, which is not followed for it."""
+        return [a for a in self._directory.peers() if a.model == model and a.first < a.end]
+
     def failed(self) -> set[PeerId]:
         """Return the peers that ended a session and have not been heard of since."""
         return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}
@@ -287,8 +291,12 @@ class SwarmClient:
 
     def _asking(self, context: int = 1) -> Asking:
         """Return what every route is wanted for, and whether relays may be needed for it."""
-        hidden = self._transport.reachability is not Reachability.PUBLIC
-        return Asking(context, hidden=hidden, row_bytes=4 * self._ends.width)
+        return Asking(
+            context,
+            hidden=self._transport.reachability is not Reachability.PUBLIC,
+            row_bytes=4 * self._ends.width,
+            drafted=self._requester.drafted.value,
+        )
 
     def _busy_s(self, peer: PeerId) -> float:
         """Return how long a peer is expected to stay full."""

@@ -119,7 +119,7 @@ class Frauds:
         self._proven: dict[PeerId, Case] = {}
         self._kept: dict[bytes, bytes] = {}
         self.accused_here: dict[PeerId, PeerId] = {}
-        """Whom this peer has accused itself, the newest last, and under which name."""
+        """Peers that this one has accused itself, the newest last, and under which name."""
         self._judged: dict[bytes, float] = {}
         """Digests of proofs that were checked, and when they may be checked again."""
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)

@@ -45,7 +45,7 @@ def kept(home: Path) -> bytes:
 
 
 def users_of(home: Path) -> set[str]:
-    """Return for whom a stage has worked, by its books."""
+    """Return the peers that a stage has worked for, by its books."""
     (books,) = home.rglob("ledger*.sqlite3")
     with closing(sqlite3.connect(books)) as database:
         rows = database.execute("SELECT DISTINCT user FROM work WHERE side = 'served'")

@@ -21,7 +21,7 @@ from p2pinfer.node import held_proofs
 from p2pinfer.node.fraud_files import ProofFiles, hidden_proofs, open_frauds
 from p2pinfer.node.held_proofs import HELD_S_MAX, HELD_S_MEAN, HeldProofs, held_s, post
 from p2pinfer.node.relay_peer import RelayOptions, run_relay
-from p2pinfer.node.swarm_connection import open_swarm_connection
+from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
 from peers.audits.frauds import FRAUDS, Proof
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
@@ -127,7 +127,7 @@ async def test_each_is_told_at_a_time_of_its_own(autojump_clock: MockClock, tmp_
 async def test_what_waits_at_the_end_is_told_in_another_run(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """After a time drawn anew; not at the end, not at the start, and in its network alone."""
+    """After another time; not at the end, not at the start, and in its network alone."""
     told = Told()
     with trio.CancelScope() as run:
         async with trio.open_nursery() as nursery:
@@ -207,9 +207,8 @@ async def test_no_other_run_tells_what_was_learned_over_a_path(
             def note(*_: object, event: trio.Event = asked) -> None:
                 event.set()
 
-            frauds = open_frauds(
-                transport, directory, model, AUTHOR.sign, lambda _: (), Random(1), note, hold=hold
-            )
+            swarm = SwarmConnection(AUTHOR, transport, directory, (), Random(1), nursery)
+            frauds = open_frauds(swarm, model, AUTHOR.sign, lambda _: (), note, hold=hold)
             said = advertisement(ACCUSED, TERMS.model)
             directory.follow(TERMS.model)
             directory.view.take(signed_advertisement(said, ACCUSED), trio.current_time())

@@ -3,12 +3,22 @@
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.real.test_paths import FOUND_S_MAX, RelayProcess
 from tests.support.commands import report_of, run
-from tests.support.processes import COMMAND, NETWORK, environment, read_until, start_peers
+from tests.support.processes import (
+    COMMAND,
+    NETWORK,
+    environment,
+    read_until,
+    start_peers,
+    stop,
+)
 from tests.support.tiny_models import TINY, quantise, write_tiny
 
 pytestmark = pytest.mark.real
@@ -34,8 +44,19 @@ def write_facts(path: Path) -> Path:
     return path
 
 
+def over(relay: RelayProcess, home: Path, *words: str) -> Any:
+    """Run a command over a relay, as soon as that has heard of the peers; return its report."""
+    deadline = time.monotonic() + FOUND_S_MAX
+    while True:
+        done = run(home, *words, "--via", "1", "--bootstrap", relay.address, "--json")
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        assert "relay" in done.stderr, done.stderr
+        assert time.monotonic() < deadline, done.stderr
+
+
 def test_a_swarm_gives_the_same_adapter(home: Path, tmp_path: Path) -> None:
-    """The rows of its last stage are those of the whole model here, to the last bit."""
+    """The rows of its last stage are those of the whole model here; over a relay, too."""
     write_tiny(TINY["qwen3"], tmp_path / "full.gguf")
     tiny = tmp_path / "tiny.gguf"
     quantise(tmp_path / "full.gguf", tiny, "Q8_0")
@@ -48,16 +69,21 @@ def test_a_swarm_gives_the_same_adapter(home: Path, tmp_path: Path) -> None:
     try:
         ways = ["--bootstrap", peers[0].address, "--network", NETWORK]
         there = report_of(home, *words, "--out", "here too", *ways)
+        relay = RelayProcess(home, 0, peers[0].address).wait_ready()
+        try:
+            unseen = over(relay, home, *words, "--out", "unseen", "--network", NETWORK)
+        finally:
+            stop(relay.process)
     finally:
         for peer in peers:
             peer.stop()
-    assert there["loss_after"] == here["loss_after"]
-    shown = [report_of(home, "model", "show", each["model"], "--parts") for each in (here, there)]
+    assert there["loss_after"] == unseen["loss_after"] == here["loss_after"]
+    found = [report_of(home, "model", "show", e["model"], "--parts") for e in (here, there, unseen)]
     adapters = [
         {part["name"]: part["hash"] for part in each["parts"] if "adapter" in part["name"]}
-        for each in shown
+        for each in found
     ]
-    assert adapters[0] == adapters[1]
+    assert adapters[0] == adapters[1] == adapters[2]
     assert {*adapters[0]} == {"adapter.layer.5", "adapter.layer.6"}
     base = ["--base", here["base"], "--name", "again"]
     again = report_of(home, "model", "add", str(tmp_path / "a.gguf"), *base)
@@ -70,6 +96,9 @@ def test_a_swarm_gives_the_same_adapter(home: Path, tmp_path: Path) -> None:
     (home / "data" / "marked.jsonl").write_text(json.dumps(marked) + "\n")
     own = report_of(home, "learn", "marked", *words[2:], "--out", "from marks")
     assert (own["lessons"], own["steps"]) == (1, 2)
+    together = run(home, *words, "--propose", "all", "--via", "1")
+    assert together.returncode == 2
+    assert "--via rules out" in together.stderr
     taken = run(home, *words, "--out", "here")
     assert taken.returncode == 2
     assert "there is a model here already" in taken.stderr

@@ -251,7 +251,7 @@ async def test_the_price_of_relays(
 ) -> None:
     """One token with and one without in turn: at least 0.8 of the plain speed for each relay.
 
-    Whoever is first changes. Lower quartiles are compared: what other work on the machine adds to
+    Which is first changes. Lower quartiles are compared: what other work on the machine adds to
     some tokens, more of them where more processes take part, is not the price of relays.
     """
     took_s: dict[Client, list[float]] = {}

@@ -162,7 +162,7 @@ async def test_who_does_not_tell_hears_all_the_same(
             assert not hidden.frauds.accused_here
 
 
-async def test_a_proof_is_signed_as_whoever_asked(
+async def test_a_proof_is_signed_by_the_name_that_asked(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has a name for each session signs as that; by another name it is no proof."""
