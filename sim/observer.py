@@ -75,7 +75,7 @@ class _User:
     chunks: int
     """More of them than others, in the mean, where users have habits."""
     runs: float
-    """Times as long answers as others, likewise."""
+    """How much longer its answers are, where users have habits."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Line:
 
 
 def _frame(size: int) -> bytes:
-    """Build a frame of so many bytes of a stream."""
+    """Build a frame with that many bytes of a stream."""
     return HEADER.pack(0, DATA, 0, 1, size) + bytes(size)
 
 

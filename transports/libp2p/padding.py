@@ -201,7 +201,7 @@ class Beats:
         self._pace_s, self._next_at, self._left_at = pace_s, -inf, -inf
 
     def wait_s(self, now: float, size: int) -> float:
-        """Return how long what is here now has to wait, so many bytes of it."""
+        """Return how long what is here now, of that size in bytes, has to wait."""
         if size >= BULK_BYTES:
             return 0.0
         if now > self._left_at + LINGER_S:

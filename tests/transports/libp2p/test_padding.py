@@ -37,7 +37,7 @@ HEADS = st.integers(24, 60)
 
 
 def data(size: int) -> bytes:
-    """Build a frame with so many bytes for a stream."""
+    """Build a frame with that many bytes for a stream."""
     return yamux.HEADER.pack(0, yamux.DATA, 0, 1, size) + b"x" * size
 
 
