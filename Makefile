@@ -75,10 +75,13 @@ interop:
 agents:
 	cd tests/interop/agents && npm install --no-save --ignore-scripts --no-audit --no-fund
 
-clients:
+# Beside the packages of .venv, which our chat model for LangChain needs: those of clients come first.
+clients: ready
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
 	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$($(CLIENTS)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
 	touch $(CLIENTS)/whole
 
 # Beside the packages of .venv: those of the EVM need an older one among them.

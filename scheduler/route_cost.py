@@ -1,9 +1,16 @@
-"""What a route over the rows of a table costs, in seconds per token: work, and links between."""
+"""What a route over the rows of a table costs, in seconds per token: work, and links between.
+
+Without drafts each token is one trip along the route. With them a share of the tokens is under way
+before the one before it is drawn: those follow each other as fast as the slowest stage lets them
+through, and as fast as trips end of which a few are under way at once. So a route of many quick
+stages may be worth its longer trip. See ``peers.asking.drafts``.
+"""
 
 import numpy as np
 from attrs import frozen
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from scheduler.offer_table import (
     STANDING_NEW,
     US_PER_S,
@@ -49,6 +56,32 @@ class Prices:
     """Once per stage, however few layers it runs."""
     layer_s: Floats
     """For each layer that it runs."""
+    risk_s: Floats
+    """Once per stage too, but no time that passes: what it may cost that a peer fails."""
+
+    def of(self, rows: Whole | slice) -> "Prices":
+        """Return the prices of some rows."""
+        return Prices(self.fixed_s[rows], self.layer_s[rows], self.risk_s[rows])
+
+    def stage_s(self, layers: Floats | Whole) -> Floats:
+        """Return for how long a token's row keeps each stage to itself, given layers to run."""
+        return self.fixed_s + self.layer_s * layers
+
+
+def trip_share(drafted: float) -> float:
+    """Return which part of a trip a token takes, given the share of tokens that are drafted."""
+    return 1 - drafted + drafted / STEPS_IN_FLIGHT_MAX
+
+
+def token_s(trip_s: float, slowest_s: float, drafted: float) -> float:
+    """Return what a token costs on a route.
+
+    Args:
+        trip_s: of a row along all stages and back, risks included by ``1 / trip_share``.
+        slowest_s: that a row keeps the slowest stage to itself.
+        drafted: share of the tokens whose rows set out before the token before is drawn.
+    """
+    return trip_share(drafted) * trip_s + drafted * slowest_s
 
 
 def prices(view: OfferTable, seen: Experience, chance: float, spread: float) -> Prices:
@@ -64,7 +97,8 @@ def prices(view: OfferTable, seen: Experience, chance: float, spread: float) -> 
     most = view.column("sessions_max")
     full = (most > 0) & (np.minimum(view.column("sessions_free"), most - sessions) <= 0)
     lot = 1 + spread * lots(view.column("key"), chance)
-    return Prices((HOP_S + queued_s + distrust_s + FULL_S * full) * lot, row_us / US_PER_S * lot)
+    risk_s = distrust_s + FULL_S * full
+    return Prices((HOP_S + queued_s) * lot, row_us / US_PER_S * lot, risk_s * lot)
 
 
 def lots(keys: Whole, chance: float) -> Floats:

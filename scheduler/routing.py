@@ -6,6 +6,10 @@ after it; each runs its layers up to where the next one begins. So wherever rang
 earlier than the route cover all of its layers, there is a chain. Its price is the time of one token
 in seconds; the cheapest is found layer by layer, since at a layer only the cheapest ways to have
 run all layers before it count.
+
+Where tokens are drafted, the slowest stage has a price too. Then the search is repeated with slower
+and slower stages ruled out, as long as that can pay: each time with a longer trip, and a quicker
+slowest stage.
 """
 
 from collections.abc import Collection, Iterable
@@ -35,11 +39,19 @@ from scheduler.route_cost import (
     prices,
     relay_detours,
     round_trips,
+    token_s,
+    trip_share,
 )
 
 SPREAD = 0.2
 """Peers' prices are raised by up to this share at random: among near equals each asker picks
 another, and no peer is crowded because all see the same cheapest."""
+
+QUICKER_MIN = 0.05
+"""Each search rules out stages down to this share below the slowest of the one before."""
+
+SEARCHES_MAX = 16
+"""For one route: the slowest stage is then half as slow as in the first one."""
 
 
 class NoRoute(LookupError):
@@ -90,6 +102,8 @@ class Asking:
     """Others cannot dial the asker, or it is not known: it may need a relay to a hidden peer."""
     row_bytes: int = 0
     """Of one token's row, which takes its time through a relay; 0 counts none."""
+    drafted: float = 0.0
+    """Share of the tokens whose rows set out before the token before them is drawn."""
 
 
 ANY = Asking()
@@ -151,13 +165,11 @@ def _cheapest(
     if missing := _holes(first, end, layers):
         raise NoRoute(_words(view, missing, layers, asking))
     own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
-    price = prices(view, asking.seen, asking.chance, asking.spread)
-    price = Prices(price.fixed_s[rows], price.layer_s[rows])
+    price = prices(view, asking.seen, asking.chance, asking.spread).of(rows)
     detour_s = relay_detours(view, asking.row_bytes)[rows]
     ways = known_ways(view, rows, own_s, detour_s)
-    chain = _Search(first, end, price, own_s, ways, detour_s).run(
-        layers.end, ends[0][rows] / 2, ends[1][rows] / 2
-    )
+    search = _Search(first, end, price, own_s, ways, detour_s, trip_share(asking.drafted))
+    chain = search.best(layers.end, ends[0][rows] / 2, ends[1][rows] / 2, asking.drafted)
     stops = [*(int(first[at]) for at in chain[1:]), layers.end]
     offers = (view.advertisement(int(rows[at])) for at in chain)
     return [RouteHop(offer, stop) for offer, stop in zip(offers, stops, strict=True)]
@@ -187,16 +199,45 @@ class _Search:
     ways: RouteLinks
     detour_s: Floats
     """What a hidden peer's rows take longer to each row, one way; 0 where it is no hidden one."""
+    trip_share: float = 1.0
+    """That a token takes of a trip; risks count in full."""
 
-    def run(self, end: int, entry_s: Floats, exit_s: Floats) -> list[int]:
+    def best(self, end: int, entry_s: Floats, exit_s: Floats, drafted: float) -> list[int]:
         """Return the cheapest chain of rows; there is one, since no layer is missing."""
+        found: list[int] = []
+        least_s = below_s = np.inf
+        for _ in range(SEARCHES_MAX):
+            chain, trip_s = self._quickest(end, entry_s, exit_s, below_s)
+            if found and self.trip_share * trip_s >= least_s:  # and so are all behind it
+                break
+            slowest_s = self._slowest_s(chain, end)
+            price_s = token_s(trip_s, slowest_s, drafted)
+            if price_s < least_s:
+                found, least_s = chain, price_s
+            if not drafted:
+                break
+            below_s = (1 - QUICKER_MIN) * slowest_s
+        return found
+
+    def _slowest_s(self, chain: list[int], end: int) -> float:
+        """Return for how long a row keeps the slowest stage of a chain to itself."""
+        stops = np.array([*self.first[chain[1:]], end])
+        return float(self.price.of(np.array(chain)).stage_s(stops - self.first[chain]).max())
+
+    def _quickest(
+        self, end: int, entry_s: Floats, exit_s: Floats, below_s: float
+    ) -> tuple[list[int], float]:
+        """Return the chain with the least trip, risks included, and that trip in seconds.
+
+        Where no chain has all of its stages quicker than ``below_s``, the trip is infinite.
+        """
         begins = np.unique(self.first)
         arrived_s = np.where(self.first == begins[0], entry_s, np.inf)
         before = np.full(len(self.first), -1)
         own_s = over_asker(self.own_s) / 2
         for layer in begins[1:]:
             some = slice(*np.searchsorted(self.first, (layer, layer + 1)))
-            left_s = self._left(arrived_s, int(layer), some.start)
+            left_s = self._left(arrived_s, int(layer), some.start, below_s)
             anyhow, far_s = self._cheapest_before(left_s, some)
             near, near_s = self._cheapest_before(left_s + own_s[: some.start], some)
             far_s = far_s + ROUND_TRIP_S_DEFAULT / 2
@@ -204,11 +245,11 @@ class _Search:
             arrived_s[some] = np.minimum(far_s, near_s)
             before[some] = np.where(near_s < far_s, near, anyhow)
             self._take_known_ways(arrived_s, before, left_s, some)
-        last = int((self._left(arrived_s, end, len(self.first)) + exit_s).argmin())
-        chain = [last]
+        back_s = self._left(arrived_s, end, len(self.first), below_s) + exit_s
+        chain = [int(back_s.argmin())]
         while before[chain[-1]] >= 0:
             chain.append(int(before[chain[-1]]))
-        return chain[::-1]
+        return chain[::-1], float(back_s.min())
 
     def _cheapest_before(self, left_s: Floats, some: slice) -> tuple[Whole, Floats]:
         """Return from where each of some rows is reached at the least price, and that price.
@@ -226,12 +267,12 @@ class _Search:
             np.minimum(price_s, straight_s[other]),
         )
 
-    def _left(self, arrived_s: Floats, layer: int, count: int) -> Floats:
+    def _left(self, arrived_s: Floats, layer: int, count: int, below_s: float) -> Floats:
         """Return the price to have run all before a layer, by which row ran the last of them."""
-        first, price = self.first[:count], self.price
-        left_s = arrived_s[:count] + price.fixed_s[:count]
-        left_s += price.layer_s[:count] * (layer - first)
-        left_s[self.end[:count] < layer] = np.inf
+        price = self.price.of(slice(count))
+        stage_s = price.stage_s(layer - self.first[:count])
+        left_s = arrived_s[:count] + stage_s + price.risk_s / self.trip_share
+        left_s[(self.end[:count] < layer) | (stage_s >= below_s)] = np.inf
         return left_s
 
     def _take_known_ways(

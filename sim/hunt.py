@@ -57,6 +57,7 @@ def draw(seed: int) -> Scenario:
     duration_s = chance.choice((60.0, 120.0, 240.0))
     hidden = Random(f"{seed} undialable")  # noqa: S311 -- so that earlier draws stay the same
     opened = Random(f"{seed} opened")  # noqa: S311
+    drafted = Random(f"{seed} drafted")  # noqa: S311
     return Scenario(
         about=f"drawn from seed {seed}",
         seed=seed,
@@ -78,6 +79,7 @@ def draw(seed: int) -> Scenario:
             answer=Spread(1, chance.choice((5, 40, 120))),
             audit_rate=chance.choice((0.05, 1.0)),
             proof_rate=opened.choice((0.0, 0.1, 1.0)),
+            agreement=drafted.choice((Spread(0, 0), Spread(0, 0), Spread(0, 1))),
         ),
         churn=_draw_churn(chance),
         cuts=_draw_cuts(chance, names, duration_s),

@@ -1,7 +1,9 @@
 """Members of a learning task in virtual time: some poison, some die, some are slow.
 
 Everything but the model is what runs on real machines: the rounds, the encrypted sums, the layers
-that learn. The model is two small layers with random weights. Its lessons are random rows that are
+that learn, and the settings that ``p2pinfer learn --propose`` has if none is given. The model is two
+small layers with random weights, large enough for all lessons: on a smaller one they are in each
+other's way, and what poison costs cannot be told from that. Its lessons are random rows that are
 to become tokens: the first ones are alike in all lessons, as the form of an answer is, and the last
 one is random, as a fact is. Members judge by other words for their lessons: the rows with noise.
 """
@@ -19,7 +21,14 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import LearningTask, SignedBody, digest_of
-from p2pinfer.engine.training.descent import Course, Example, LearningState, learn, mean_loss
+from p2pinfer.engine.training.descent import (
+    Course,
+    Example,
+    LearningState,
+    learn,
+    mean_loss,
+    rate_share,
+)
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, Top, TopShape
 from peers.learning.board import Board, KnownTasks, id_of, signed_task
@@ -34,11 +43,11 @@ from sim.clock import call_at, run_virtual
 from sim.signing import CheapSigner, is_cheaply_signed
 from transports.memory.network import MemoryNetwork
 
-WIDTH, HEADS, FEED_FORWARD, TOKENS, LAYERS = 32, 2, 64, 64, 2
+WIDTH, HEADS, FEED_FORWARD, TOKENS, LAYERS = 96, 2, 192, 64, 2
 ROWS, ANSWER = 6, 3
 """Positions of a lesson, and how many of them are learned."""
 
-RANK: Final = 4
+RANK: Final = 8
 OTHER_WORDS: Final = np.float32(0.3)
 """How far apart two wordings are, where different lessons are 1.4 apart in each number."""
 LATENCY_S: Final = 0.05
@@ -62,10 +71,10 @@ class LearningScenario:
 
     members: int = 6
     rounds: int = 8
-    group: int = 2
-    steps: int = 6
-    rate: float = 0.01
-    outer_percent: int = 150
+    group: int = 3
+    steps: int = 10
+    rate: float = 0.006
+    outer_percent: int = 250
     lessons: int = 2
     """Of each member."""
     poisoners: int = 0
@@ -158,6 +167,8 @@ class SimWork:
     ) -> None:
         self.network, self._task, self._own, self._judged = network, task, own, judged
         self.size = network.trained.size
+        zero = np.zeros(self.size, np.float32)
+        self._first_loss = mean_loss(network, zero, own)
         self.step_s = STEP_S
 
     async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
@@ -165,7 +176,9 @@ class SimWork:
         await trio.sleep(self.step_s * self._task.steps)
         state, start = LearningState.new(self.size), as_weights(head)
         state.numbers[:] = start
-        rate = self._task.rate_millionths / 1e6
+        left = mean_loss(self.network, start, self._own) / self._first_loss
+        share = rate_share(number, self._task.rounds, left)
+        rate = share * self._task.rate_millionths / 1e6
         course = Course(number, self._task.steps, len(self._own), rate)
         for _ in learn(self.network, state, self._own, course):
             pass

@@ -126,7 +126,11 @@ async def _attempt(
     try:
         async with requester.client.open_session(route) as session:
             is_open = True
-            await _listen(world, session, question, prompt, took_part)
+            try:
+                await _listen(world, session, question, prompt, took_part)
+            finally:
+                question.drafts_kept = session.drafts.kept
+                question.drafts_dropped = session.drafts.dropped
             await _examine(world, requester, session, since_s, took_part)
     except PeerError as error:
         if is_open and world.is_settled_since(peers, since_s):

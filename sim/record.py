@@ -33,6 +33,10 @@ class AskedQuestion:
     """``answered``; ``broken`` off; ``wrong``; ``nobody`` serves; ``refused``; ``open`` still."""
     why: str = ""
     stages: int = 0
+    drafts_kept: int = 0
+    """Tokens that were under way before the one before them was drawn."""
+    drafts_dropped: int = 0
+    """Rows that stages ran in vain."""
     is_last: bool = False
     """Asked in the calm at the end, when every question must be answered."""
 
@@ -42,6 +46,14 @@ class AskedQuestion:
         if self.done_s is None or self.first_s is None or self.tokens <= 1:
             return None
         return (self.tokens - 1) / max(self.done_s - self.first_s, 1e-9)
+
+    @property
+    def tokens_per_trip(self) -> float | None:
+        """Tokens after the first, for each that was awaited before the next one set out."""
+        if self.tokens_per_s is None:
+            return None
+        after = self.tokens - 1
+        return after / max(1, after - self.drafts_kept)
 
 
 @dataclass(frozen=True)

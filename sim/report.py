@@ -12,6 +12,7 @@ from attrs import evolve
 
 from sim.run import Outcome, undialable_share
 from sim.scenario import ExpectTable, Scenario
+from sim.toml_schema import Spread
 
 VIOLATIONS_SHOWN_MAX = 10
 
@@ -36,6 +37,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "tokens": record.events["token"],
         "first_token_s": spread_of([q.first_s for q in asked]),
         "tokens_per_s": spread_of([q.tokens_per_s for q in asked]),
+        "drafts_kept": sum(q.drafts_kept for q in asked),
+        "drafts_dropped": sum(q.drafts_dropped for q in asked),
+        "tokens_per_trip": spread_of([q.tokens_per_trip for q in asked]),
         "longest_gap_s": spread_of([q.longest_gap_s for q in asked if q.tokens > 1]),
         "stages": spread_of([float(q.stages) for q in asked if q.stages]),
         "covered": round(outcome.covered, 4),
@@ -88,6 +92,20 @@ def beside(numbers: dict[str, Any], public: dict[str, Any]) -> dict[str, Any]:
     return numbers | {"all_public": kept, "token_s_ratio": ratio}
 
 
+def without_drafts(scenario: Scenario) -> Scenario:
+    """Return the same scenario as if no requester sent anything ahead."""
+    requests = evolve(scenario.requests, agreement=Spread(0, 0))
+    return evolve(scenario, requests=requests, expect=ExpectTable())
+
+
+def beside_drafts(numbers: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's numbers with those of `without_drafts` beside them: what drafts bring."""
+    here, there = numbers["token_s"], plain["token_s"]
+    times = round(there["median"] / here["median"], 3) if here and there else None
+    kept = {name: plain[name] for name in ("outcomes", "token_s", "stages", "digest")}
+    return numbers | {"plain": kept, "drafts_times": times}
+
+
 def spread_of(values: Sequence[float | None]) -> dict[str, float] | None:
     """Return median and extremes; None if there are no values."""
     known = sorted(value for value in values if value is not None)
@@ -135,6 +153,17 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         f" {numbers['messages']:,} messages",
         "digest": numbers["digest"],
     }
+    if numbers["drafts_kept"] or numbers["drafts_dropped"]:
+        told["drafts"] = (
+            f"{numbers['drafts_kept']:,} tokens as drafted, {numbers['drafts_dropped']:,} rows in"
+            f" vain; {_shown(numbers['tokens_per_trip'], 'tokens per trip')}"
+        )
+    if "plain" in numbers:
+        times = numbers["drafts_times"]
+        told["drafts give"] = (
+            f"{'nothing to compare' if times is None else f'{times:.2f} times'} the tokens of the"
+            f" same world without them ({_shown(numbers['plain']['token_s'], 's')} per token)"
+        )
     if "all_public" in numbers:
         ratio, outcomes = numbers["token_s_ratio"], numbers["all_public"]["outcomes"]
         told["NATs cost"] = (

@@ -96,6 +96,18 @@ class RequestsTable:
     proof_rate: float = entry("share of stages that open rows to be checked", 0.0, 0, 1)
     row_ms: float = entry("milliseconds a layer takes a requester for one row", 0.2, 0.001)
     chunk_ms: float = entry("and for 32 rows", 3.0, 0.001)
+    agreement: Spread = entry(
+        "share of its tokens that a requester's draft model gets right, drawn for each session;"
+        " 0: nobody drafts",
+        Spread(0, 0),
+        0,
+    )
+    draft_ms: float = entry("milliseconds that the draft model takes for a token", 2.0, 0.001)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether requesters have a draft model."""
+        return _most(self.agreement) > 0
 
 
 @frozen(kw_only=True)
@@ -220,6 +232,8 @@ def check_scenario(scenario: Scenario, where: str) -> Scenario:
     if any(liars.kind not in CHEATS for liars in scenario.liars):
         raise UserError(f"{where}: liars.kind must be one of {', '.join(CHEATS)}")
     requests = scenario.requests
+    if _most(requests.agreement) > 1:
+        raise UserError(f"{where}: requests.agreement is a share, from 0 to 1")
     longest = max(_most(requests.prompt), 1) + max(_most(requests.answer), 1)
     if longest > scenario.model.context:
         text = f"questions and answers may have {longest:.0f} tokens together, and model.context"

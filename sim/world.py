@@ -27,6 +27,7 @@ from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.server import Server, ServingPlan
+from sim.drafting import VirtualDraftModel
 from sim.engine import VirtualCheat, VirtualEnds, VirtualSpeed, VirtualStage, numerics_class
 from sim.fraud_watch import FraudWatch
 from sim.links import AccessLink, WorldNetwork
@@ -374,6 +375,7 @@ class World:
             )
             asked = Asked(MODEL, MODEL_NAME, self.ways_in())
             gatherer = Gatherer(nursery, transport, chance.randbytes)
+            round_trip_s = partial(self.network.round_trip_s, identity.peer_id)
             client = SwarmClient(
                 nursery,
                 transport,
@@ -382,10 +384,12 @@ class World:
                 asked,
                 chance.randbytes,
                 gatherer,
-                partial(self.network.round_trip_s, identity.peer_id),
+                round_trip_s,
+                drafts=table.drafts,
+                draft_model=self._draft_model(number) if table.drafts else None,
             )
             serving = partial(directory.serving, MODEL)
-            nursery.start_soon(call_around, transport, serving, chance)
+            nursery.start_soon(call_around, transport, serving, chance, round_trip_s)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
             frauds = self._fraud_watch.open(
                 transport,
@@ -416,6 +420,18 @@ class World:
             )
             task_status.started()
             await trio.sleep_forever()
+
+    def _draft_model(self, number: int) -> VirtualDraftModel:
+        """Return what a requester drafts by."""
+        table, chance = self.scenario.requests, self.chance(f"drafts {number}")
+        return VirtualDraftModel(
+            self.model,
+            lambda: min(1.0, table.agreement.draw(chance)),
+            table.draft_ms / 1000,
+            context=self.scenario.model.context,
+            sessions=REQUESTER_SESSIONS,
+            spend=self.spend,
+        )
 
 
 def _clock_ms() -> int:

@@ -62,11 +62,13 @@ SLOW = (
     "sim/test_learning.py",
     "sim/test_runs.py",
     "sim/test_ways.py",
+    "test_langchain.py",  # the template's process
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
     "transports/libp2p/test_crooked_relays.py",
+    "transports/libp2p/test_past_peers.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/libp2p/test_walls_on_circuits.py",

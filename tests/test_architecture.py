@@ -25,6 +25,7 @@ IMPORTERS = {
     "llama_cpp": "p2pinfer/engine/llama/binding.py",
     "llguidance": "p2pinfer/engine/llama/constraints.py",
     "huggingface_hub": "p2pinfer/node/hub.py",
+    "langchain_core": "p2pinfer/langchain.py",
     "starlette": "p2pinfer/api/*",
     "hypercorn": "p2pinfer/api/*",
 }

@@ -38,11 +38,15 @@ class GuardedTransport:
     """A ``Transport`` around another: blocked peers can neither open channels nor be dialled.
 
     Channels that are already open stay open.
+
+    Args:
+        transport: the other one.
+        like: one that blocks the same peers, at any time.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, like: "GuardedTransport | None" = None) -> None:
         self._inner = transport
-        self._blocklist = Blocklist()
+        self._blocklist = like._blocklist if like else Blocklist()
 
     def shut_out(self, peer: PeerId) -> None:
         """Have nothing to do with a peer from now on."""

@@ -1,12 +1,45 @@
-"""What is known of a model that is open here, for those who choose among models."""
+"""What is known of a model, open here or not, for those who choose among models."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from p2pinfer.api.gateway import Gateway
 from p2pinfer.client.grammars import THOUGHTS_BEGIN
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.ids import ModelId
+
+_MODALITIES = {
+    "modality": "text->text",
+    "input_modalities": ["text"],
+    "output_modalities": ["text"],
+}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model that is not open here, as far as its peers tell."""
+
+    layers: int | None
+    context: int | None
+    """Positions per session that a whole chain of them takes; None: no such chain is known. Once
+    the model is open, this machine's memory and what it was trained on may make it less."""
+    audit_rate: float
+    require_verified: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``/v1/models`` says; nothing is known of its numbers before it is open."""
+        return {
+            "context_length": self.context,
+            "max_model_len": self.context,
+            "architecture": _MODALITIES,
+        }
+
+    @property
+    def trust(self) -> Mapping[str, Any]:
+        """How far answers are to be checked here."""
+        return {"audit_rate": self.audit_rate, "require_verified": self.require_verified}
 
 
 @dataclass(frozen=True)
@@ -43,11 +76,7 @@ class ModelFacts:
         return {
             "context_length": self.context,
             "max_model_len": self.context,
-            "architecture": {
-                "modality": "text->text",
-                "input_modalities": ["text"],
-                "output_modalities": ["text"],
-            },
+            "architecture": _MODALITIES,
             "meta": {
                 "n_vocab": self.vocabulary,
                 "n_ctx_train": self.context_trained,
@@ -82,3 +111,27 @@ def facts_of(gateway: Gateway) -> ModelFacts:
         audit_rate=client.audit_rate,
         require_verified=gateway.defaults.require_verified,
     )
+
+
+def outline_of(own: Gateway, model: ModelId) -> Outline:
+    """Describe a model that another gateway than the open one would serve, with the same checks."""
+    client = own.swarm.client
+    seen = client.seen(model)
+    return Outline(
+        layers=seen[0].layers if seen else None,
+        context=context_of(seen, client.ends.first),
+        audit_rate=client.audit_rate,
+        require_verified=own.defaults.require_verified,
+    )
+
+
+def context_of(offers: Sequence[Advertisement], keep: int) -> int | None:
+    """Return how many positions every layer is offered for, but those kept at both ends."""
+    for context in sorted({offer.context for offer in offers}, reverse=True):
+        reached = keep
+        for offer in sorted(offers, key=lambda offer: offer.first):
+            if offer.context >= context and offer.first <= reached:
+                reached = max(reached, offer.end)
+        if reached >= offers[0].layers - keep:
+            return context
+    return None

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from p2pinfer.api.gateway import Gateway
-from p2pinfer.api.model_facts import ModelFacts, facts_of
+from p2pinfer.api.model_facts import ModelFacts, facts_of, outline_of
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.replies import model_object, model_slug
 from p2pinfer.core.errors import P2pinferError
@@ -67,7 +67,13 @@ class Models:
     def describe(self) -> list[dict[str, Any]]:
         """Return what clients are told of each model, the gateway's own first."""
         return [
-            model_object(self.slug(model), self.created, name, model, self.facts(model))
+            model_object(
+                self.slug(model),
+                self.created,
+                name,
+                model,
+                self.facts(model) or outline_of(self._own, model),
+            )
             for model, name in self._named().items()
         ]
 

@@ -9,7 +9,7 @@ from blake3 import blake3
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished
 from p2pinfer.api.logprobs import chat_scores, completion_scores
-from p2pinfer.api.model_facts import ModelFacts
+from p2pinfer.api.model_facts import ModelFacts, Outline
 from p2pinfer.client.answer import Answer, Scored
 from p2pinfer.client.call_reading import ToolCall
 from p2pinfer.client.echo import Echo
@@ -21,17 +21,22 @@ def model_slug(name: str) -> str:
 
 
 def model_object(
-    slug: str, created: int, name: str, digest: str, facts: ModelFacts | None
+    slug: str, created: int, name: str, digest: str, facts: ModelFacts | Outline
 ) -> dict[str, Any]:
     """Describe a model; little is known of one that is not open."""
-    own = {"name": name, "model": digest, "layers": facts and facts.layers}
     return {
         "id": slug,
         "object": "model",
         "created": created,
         "owned_by": "p2pinfer",
-        **(facts.as_dict() if facts else {}),
-        "p2pinfer": {**own, **({"trust": facts.trust} if facts else {})},
+        **facts.as_dict(),
+        "p2pinfer": {
+            "name": name,
+            "model": digest,
+            "layers": facts.layers,
+            "open": isinstance(facts, ModelFacts),
+            "trust": facts.trust,
+        },
     }
 
 

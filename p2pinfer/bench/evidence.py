@@ -109,7 +109,7 @@ async def _turn(
             for index in _order(number + block):
                 side, before_s = sides[index], cpu_s(nodes)
                 await trio.sleep(PAUSE_S)
-                side.block_s.append(await _block(answers[index], side.tokens[-1], tokens))
+                side.block_s.append(await next_block(answers[index], side.tokens[-1], tokens))
                 side.cpu_s.append(cpu_s(nodes) - before_s)
         started = trio.current_time()
         (settled,) = [session for session in sessions if session.evidence]
@@ -123,7 +123,7 @@ def _order(number: int) -> tuple[int, int]:
     return (0, 1) if number % 2 else (1, 0)
 
 
-async def _block(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> float:
+async def next_block(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> float:
     """Decode a block, and time it after its first token."""
     await _next(answer, made, wanted)
     started = trio.current_time()

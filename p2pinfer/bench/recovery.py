@@ -105,10 +105,10 @@ async def recovery_bench(
     return _report(found, cases) | {"peers": len(ranges), "seed": seed}
 
 
-async def wait_known(client: Client, victims: Victims) -> None:
+async def wait_known(client: Client, victims: Victims, known_s_max: float = KNOWN_S_MAX) -> None:
     """Wait until all peers serve and the requester knows each of them."""
     await victims.wait_whole()
-    with trio.fail_after(KNOWN_S_MAX):
+    with trio.fail_after(known_s_max):
         while not set(victims.serving) <= {offer.peer for offer in client.serving()}:  # noqa: ASYNC110 -- gossip comes without an event
             await trio.sleep(AGAIN_S)
 

@@ -37,10 +37,12 @@ class Victims:
         machine: Machine,
         ranges: Sequence[LayerRange],
         home: Path,
+        ready_s_max: float = READY_S_MAX,
     ) -> None:
         """Serve each range by one peer, once started; ``home`` is for keys and logs."""
         self._nursery, self._model, self._machine = nursery, model, machine
         self.ranges, self._home = ranges, home
+        self._ready_s_max = ready_s_max
         self._numbers = count()
         self.serving: dict[PeerId, Victim] = {}
         self._empty: list[int] = []  # ranges whose peer was killed
@@ -48,7 +50,7 @@ class Victims:
 
     async def start(self) -> None:
         """Start all peers, and wait until they serve."""
-        with trio.fail_after(READY_S_MAX):
+        with trio.fail_after(self._ready_s_max):
             await self._serve(0)
             async with trio.open_nursery() as starting:
                 for place in range(1, len(self.ranges)):
@@ -70,14 +72,14 @@ class Victims:
 
     async def fill(self, place: int) -> None:
         """Start a new peer for a place, and wait until it serves."""
-        with trio.fail_after(READY_S_MAX):
+        with trio.fail_after(self._ready_s_max):
             await self._serve(place)
 
     async def wait_whole(self) -> None:
         """Replace the peers that were killed, and wait until the new ones serve."""
         while self._empty:
             self._nursery.start_soon(self._serve, self._empty.pop())
-        with trio.fail_after(READY_S_MAX):
+        with trio.fail_after(self._ready_s_max):
             while len(self.serving) < len(self.ranges):
                 self._changed = trio.Event()
                 await self._changed.wait()

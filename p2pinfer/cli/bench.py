@@ -301,6 +301,26 @@ def evidence(
 
 
 @app.command
+def kv_root(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 232,
+    runs: Annotated[int, option("runs", "Number of pairs of answers.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Compare decoding beside stages that sign for K and V, and without: block by block."""
+    from p2pinfer.bench.evidence import BLOCK_TOKENS
+    from p2pinfer.bench.kv_root import RUNS_MAX, kv_root_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("tokens", tokens, 1 + BLOCK_TOKENS)
+    check_range("runs", runs, 1, RUNS_MAX)
+    measure = partial(kv_root_bench, model_path(model), peers, tokens=tokens, runs=runs)
+    run_task(lambda: print_report(measure, as_json=as_json))
+
+
+@app.command
 def constraints(
     *,
     peers: Peers = 3,

@@ -11,6 +11,7 @@ from p2pinfer.cli.options import (
     AsJson,
     Model,
     Network,
+    Pace,
     Peers,
     Quota,
     ReachFlags,
@@ -42,6 +43,7 @@ def chat(
         float, option("wait", "Seconds to wait for peers that serve all layers.")
     ] = 10.0,
     via: Via = 0,
+    pace: Pace = 0,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
     answer: AnswerFlags = ANSWER,
@@ -68,7 +70,7 @@ def chat(
     limits = machine.machine()
     named = reach.ways_in(bootstrap)
     way, model = reach.of(network, named), reach.model(model)
-    check_hops(via, way)
+    check_hops(via, way, pace)
     ways = named if via else ways_in(named, way.network)
     if not (ways or via or looks_around(way)):
         raise UserError(NO_WAY_IN)
@@ -85,12 +87,13 @@ def chat(
         find_s_max=wait,
         audit_rate=answer.audit_rate,
         proof_rate=answer.proof_rate,
-        drafts=answer.draft,
+        drafts=answer.draft and not pace,
         draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
         anonymous=answer.anonymous,
         default_model=default_model(store),
         via=via,
+        pace_ms=pace,
     )
     run_task(lambda: _talk(options, store, answer, template, question, as_json=as_json))
 

@@ -188,6 +188,15 @@ Via = Annotated[
         " with 2 also no relay learns both who asks and which peers. Slower by a detour.",
     ),
 ]
+Pace = Annotated[
+    int,
+    option(
+        "pace",
+        "With --via: milliseconds between rows. They leave in that rhythm then, with empty ones in"
+        " the gaps while an answer runs, so that lines do not show when tokens are made. 0: as they"
+        " are made.",
+    ),
+]
 WaysIn = Annotated[
     tuple[str, ...],
     option(

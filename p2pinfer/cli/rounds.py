@@ -55,7 +55,7 @@ class RoundFlags:
         option("with", "Take part in the task of this name, or whose id begins so."),
     ] = None
     rounds: Annotated[int, option("rounds", "Rounds of a task that is proposed.")] = 8
-    steps: Annotated[int, option("steps", "Steps that each member takes in a round.")] = 8
+    steps: Annotated[int, option("steps", "Steps that each member takes in a round.")] = 10
     members: Annotated[
         int, option("members", "The first round waits for as many members, until its deadline.")
     ] = 3
@@ -78,7 +78,7 @@ class RoundFlags:
     ] = None
     outer: Annotated[
         int, option("outer", "How far the model moves along the mean of updates, in percent.")
-    ] = 200
+    ] = 250
     join_s: Annotated[
         float, option("join-s", "Seconds that the first round waits for members.")
     ] = 600.0

@@ -17,6 +17,7 @@ from p2pinfer.cli.options import (
     AnswerFlags,
     AsJson,
     Network,
+    Pace,
     ReachFlags,
     SwarmModel,
     Via,
@@ -98,6 +99,7 @@ def serve(
     model: SwarmModel = None,
     network: Network = "main",
     via: Via = 0,
+    pace: Pace = 0,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     reach: ReachFlags = REACH,
@@ -114,7 +116,7 @@ def serve(
     named = reach.ways_in(bootstrap)
     way, model = reach.of(network, named), reach.model(model)
     is_elsewhere = bool(named) or network != "main" or reach.says_where
-    check_hops(via, way)
+    check_hops(via, way, pace)
     bootstrap = _ways_in(local, named, way, via, is_elsewhere=is_elsewhere)
     if answer.certificate:
         raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
@@ -124,7 +126,7 @@ def serve(
     answer.template()
     check_named(model)
     wanted = _Wanted(
-        local, bootstrap, way, model, answer, limits, access, (host, port), as_json, via
+        local, bootstrap, way, model, answer, limits, access, (host, port), as_json, via, pace
     )
 
     async def run() -> None:
@@ -151,6 +153,7 @@ class _Wanted:
     listen: tuple[str, int]
     as_json: bool
     via: int = 0
+    pace_ms: int = 0
 
 
 async def _serve(wanted: _Wanted) -> None:
@@ -305,12 +308,13 @@ async def _swarm(
             shows_tokens=answer.show_tokens,
             audit_rate=answer.audit_rate,
             proof_rate=answer.proof_rate,
-            drafts=answer.draft,
+            drafts=answer.draft and not wanted.pace_ms,
             draft_model=await trio.to_thread.run_sync(draft_model, answer.draft_model, store),
             sponsored=answer.sponsor,
             anonymous=answer.anonymous,
             default_model=default_model(store),
             via=wanted.via,
+            pace_ms=wanted.pace_ms,
         )
         if named and wanted.local:
             local = _local_swarm(named, store, wanted, loading)

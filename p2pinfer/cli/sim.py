@@ -62,6 +62,14 @@ def run(
             negative="",
         ),
     ] = False,
+    beside_plain: Annotated[
+        bool,
+        option(
+            "beside-plain",
+            "Run it twice, the second time as if nobody sent tokens ahead, and compare.",
+            negative="",
+        ),
+    ] = False,
     out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
     explain: Annotated[
         bool,
@@ -95,7 +103,14 @@ def run(
     again = ["p2pinfer", "sim", scenario]
     changed = _changed(loaded, seed, duration, peers, again)
     _tune_memory()
-    _run(changed, out, again, as_json=as_json, beside_public=beside_public)
+    _run(
+        changed,
+        out,
+        again,
+        as_json=as_json,
+        beside_public=beside_public,
+        beside_plain=beside_plain,
+    )
 
 
 @app.command
@@ -139,6 +154,32 @@ def storage(
     with _progress() as on_share:
         report = run_storage(peers, days, up, seed, on_share)
     print(json.dumps(report, indent=None if as_json else 2))
+
+
+@app.command
+def observer(
+    *,
+    users: Annotated[int, option("users", "Users that ask through the same relay.")] = 150,
+    pace: Annotated[int, option("pace", "Milliseconds between rows where they are paced.")] = 20,
+    seed: Annotated[int, option("seed", "Random seed.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate who watches a line behind a relay, and tries to tell whose sessions they are.
+
+    Says how many of a hundred pairs of sessions it judges rightly, of which half are of one user;
+    exit code 1 if it links paced ones by more than five beyond a guess.
+    """
+    from sim.observer import USERS_MAX, USERS_MIN
+    from sim.observer import observer as run_observer
+    from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN
+
+    check_range("users", users, USERS_MIN, USERS_MAX)
+    check_range("pace", pace, PACE_MS_MIN, PACE_MS_MAX)
+    with _progress() as on_share:
+        report = run_observer(users, pace, seed, on_share)
+    print(json.dumps(report, indent=None if as_json else 2))
+    if not report["holds"]:
+        raise P2pinferError("an observer of one hop links paced sessions")
 
 
 @app.command
@@ -250,9 +291,18 @@ def _run(
     *,
     as_json: bool,
     beside_public: bool,
+    beside_plain: bool,
 ) -> None:
     from sim.pictures import check_pictures, write_page
-    from sim.report import all_public, beside, lines, summary, write_files
+    from sim.report import (
+        all_public,
+        beside,
+        beside_drafts,
+        lines,
+        summary,
+        without_drafts,
+        write_files,
+    )
     from sim.run import run_scenario
 
     if out is not None:
@@ -264,6 +314,10 @@ def _run(
     if beside_public:
         with _progress() as on_time:
             numbers = beside(numbers, summary(run_scenario(all_public(scenario), on_time)))
+    if beside_plain:
+        with _progress() as on_time:
+            plain = summary(run_scenario(without_drafts(scenario), on_time))
+        numbers = beside_drafts(numbers, plain)
     if out is not None:
         write_files(outcome, out)
         write_page(outcome, out / "index.html")

@@ -15,7 +15,14 @@ The first works under trio and under asyncio alike: FastAPI, notebooks.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -77,6 +84,8 @@ class connect:  # noqa: N801 -- used like a function
         chat_template: a file with a Jinja template, used in place of the model's own.
         via: how many relays to ask through, 0 to 2, so that no stage learns this machine's address;
             the first address in ``bootstrap`` is then best a relay's.
+        pace_ms: with ``via``: milliseconds between two rows, which leave in a rhythm then; 0: as
+            they are made.
 
     Raises:
         NoPath: there are not enough relays.
@@ -106,6 +115,7 @@ class connect:  # noqa: N801 -- used like a function
         draft_model: str | None = None,
         chat_template: str | Path | None = None,
         via: int = 0,
+        pace_ms: int = 0,
     ) -> None:
         for name, rate in (("audit_rate", audit_rate), ("proof_rate", proof_rate)):
             if not 0 <= rate <= 1:
@@ -116,9 +126,10 @@ class connect:  # noqa: N801 -- used like a function
         if network_key:
             network, key, members = read_key(Path(network_key), network)
         reach = reach_of(network, key, mdns, dht, bootstrap, members)
-        check_hops(via, reach)
-        self._model, self._sessions, self._via = model, sessions, via
-        self._sponsored, self._anonymous, self._drafts = sponsored, anonymous, drafts
+        check_hops(via, reach, pace_ms)
+        self._model, self._sessions, self._via, self._pace_ms = model, sessions, via, pace_ms
+        self._sponsored, self._anonymous = sponsored, anonymous
+        self._drafts = drafts and not pace_ms
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
@@ -184,6 +195,7 @@ class connect:  # noqa: N801 -- used like a function
             draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),
             via=self._via,
+            pace_ms=self._pace_ms,
         )
         async with (
             open_client(options, store, lambda _: None) as client,
@@ -212,24 +224,35 @@ class SyncSwarm:
         stops: Sequence[str] = (),
         parse_special: bool = False,
         answer: Answer | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Yield the text of the assistant's next message; as ``Swarm.chat``."""
-        pieces = self._swarm.chat(
-            messages,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stops=stops,
-            parse_special=parse_special,
-            answer=answer,
+        return self.stream(
+            lambda swarm: swarm.chat(
+                messages,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stops=stops,
+                parse_special=parse_special,
+                answer=answer,
+            )
         )
+
+    def stream(self, begin: Callable[[Swarm], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
+        """Yield what an async generator over the swarm yields, which runs where the swarm is."""
+        items = begin(self._swarm)
         try:
             while True:
                 try:
-                    yield self._thread.run(anext, pieces)
+                    yield self._thread.run(anext, items)
                 except StopAsyncIteration:
                     return
         finally:
-            self._thread.run(pieces.aclose)
+            with suppress(trio.RunFinishedError):  # the swarm was left: it has closed them
+                self._thread.run(items.aclose)
+
+    def run(self, function: Callable[[Swarm], Awaitable[T]]) -> T:
+        """Call an async function with the swarm, where that is, and return what it returns."""
+        return self._thread.run(function, self._swarm)
 
 
 class AsyncioSwarm:
@@ -244,7 +267,12 @@ class AsyncioSwarm:
         """What the model calls itself."""
         return self._swarm.model_name
 
-    async def chat(
+    @property
+    def plain(self) -> SyncSwarm:
+        """The same swarm for code that runs in other threads, and knows nothing of asyncio."""
+        return SyncSwarm(self._swarm, self._thread)
+
+    def chat(
         self,
         messages: Sequence[Message],
         *,
@@ -255,23 +283,31 @@ class AsyncioSwarm:
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message; as ``Swarm.chat``."""
-        pieces = self._swarm.chat(
-            messages,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stops=stops,
-            parse_special=parse_special,
-            answer=answer,
+        return self.stream(
+            lambda swarm: swarm.chat(
+                messages,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stops=stops,
+                parse_special=parse_special,
+                answer=answer,
+            )
         )
+
+    async def stream(
+        self, begin: Callable[[Swarm], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """Yield what an async generator over the swarm yields, which runs where the swarm is."""
+        items = begin(self._swarm)
         try:
             while True:
                 try:
-                    yield await self._wait(anext, pieces)
+                    yield await self._wait(anext, items)
                 except StopAsyncIteration:
                     return
         finally:
             with suppress(trio.RunFinishedError):  # the swarm was left: it has closed them
-                await self._wait(pieces.aclose)
+                await self._wait(items.aclose)
 
     async def close(self) -> None:
         """Leave the swarm; wait until that is done."""

@@ -1,7 +1,8 @@
 """Sessions for many askers: a few are open at once, and a prompt gets one that knows its beginning.
 
 A client of an OpenAI interface sends the whole conversation each time. Its session waits here
-between two answers, so that only what is new goes through the swarm.
+between two answers, so that only what is new goes through the swarm. Where a client hides behind
+relays, conversations are kept apart: a session goes on with its own only.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ from p2pinfer.core.errors import EngineError, P2pinferError, PeerError
 from p2pinfer.core.messages import Refusal
 from p2pinfer.engine.base import EngineBusy
 from p2pinfer.node.requester import Client
+from peers.asking.drafts import alike
 from peers.asking.session import Beginning, Session
 from peers.steps.messaging import RefusedError
 
@@ -40,6 +42,10 @@ goes on in a longer session; one that is shorter, as most are, leaves room for t
 LOST_TOKENS_MAX = 256
 """Of another conversation, where a session goes on from a beginning that both share: a question
 asked again, and its answer. Where more would be lost, a second session begins with a copy."""
+
+TURN_END_TOKENS_MAX = 4
+"""At a prompt's end, that the next turn may write otherwise, such as an empty thought of Qwen's:
+fewer than what follows a question in most templates, since another question is another turn."""
 
 SHARED_TOKENS_MIN = 64
 """What a session must share with a prompt to be copied: a block, which runs in a moment."""
@@ -70,6 +76,12 @@ class Lent:
     """By trio's clock."""
     used_at: float = 0.0
     """When it was given back, by trio's clock."""
+    asked: Sequence[int] = ()
+    """The prompt that it was lent for last."""
+
+    def goes_on(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt is the next turn of what was asked last, or the same again."""
+        return alike(self.asked, prompt) >= len(self.asked) - TURN_END_TOKENS_MAX
 
     async def close(self, error: Exception | None = None) -> None:
         """Give its cells back; what went wrong, if it did, is remembered against the peer."""
@@ -117,6 +129,7 @@ class SessionPool:
         self.running += 1
         try:
             lent = await self._take(prompt, len(prompt) + min(most or self.room, self.room))
+            lent.asked = prompt
             self._lent.append(lent)
             try:
                 yield lent
@@ -183,7 +196,7 @@ class SessionPool:
             if self._idle and not self._has_room():
                 least = self._least()  # of another conversation: better than to open one
                 is_best = beginning is None or beginning.session is least.session
-                if is_best and _fits(least, prompt):
+                if is_best and self._may_take(least, prompt):
                     return least
                 await least.close()
             try:
@@ -202,7 +215,7 @@ class SessionPool:
         while True:
             if self._idle:  # of another conversation, but its cells are ours already
                 lent = self._least()
-                if _fits(lent, prompt):
+                if self._may_take(lent, prompt):
                     return lent
                 await lent.close()
             else:
@@ -216,6 +229,11 @@ class SessionPool:
                     if not _is_busy(error):
                         raise
 
+    def _may_take(self, lent: Lent, prompt: Sequence[int]) -> bool:
+        """Whether a session can go on with a prompt; where this machine hides, of its own only."""
+        joins = self._client.joins_conversations or lent.goes_on(prompt)
+        return joins and _fits(lent, prompt)
+
     def _has_room(self) -> bool:
         return self.running + len(self._idle) <= self.sessions_max
 
@@ -224,11 +242,13 @@ class SessionPool:
 
         Agents that begin together share their instructions; read once, all have them sooner.
         """
-        for lent in [*self._lent]:
+        for lent in [*self._lent] if self._client.joins_conversations else ():
             await lent.session.wait_read(prompt)
 
     def _beginning(self, prompt: Sequence[int]) -> Beginning | None:
         """Choose the session that has most in common with a prompt, to begin another one with."""
+        if not self._client.joins_conversations:
+            return None
         sessions = [lent.session for lent in (*self._lent, *self._idle)]
         found = [Beginning(session, session.lendable(prompt)) for session in sessions]
         best = max(found, key=lambda each: each.rows, default=None)
@@ -240,7 +260,7 @@ class SessionPool:
         Of equals it is the oldest, with which others began: they take its rows over where a peer
         was lost. Where there is room for another session, none loses more than a little.
         """
-        idle = [lent for lent in self._idle if _fits(lent, prompt)]
+        idle = [lent for lent in self._idle if self._may_take(lent, prompt)]
         idle.sort(key=lambda lent: lent.number)
         best = max(idle, key=lambda lent: lent.session.held_of(prompt), default=None)
         if best is None:

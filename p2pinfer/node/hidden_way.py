@@ -3,11 +3,15 @@
 Who learns what is in `transports.libp2p.path`. Here the relays are chosen: the first is one that
 this machine has kept, or the peer at a named address, or drawn from the directory of that peer.
 A peer that was called from this machine's own address is no stage for it afterwards; no relay is.
+
+The directory, and parts, are fetched by one such transport for as long as this machine asks. Each
+session has another one, behind the same first relay, with an identity that nobody has met: so
+neither stages nor second relays can tell by ids which sessions are of one machine.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -21,7 +25,9 @@ from p2pinfer.node.guards import Guards
 from peers.discovery.directory import Directory
 from peers.discovery.path_relays import Relay, blocks_of, missing_without, pick_relays
 from transports.base import Reach, Relaying, Transport
+from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
+from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN, Shape
 
 if TYPE_CHECKING:  # half a second of imports
     from transports.libp2p.transport import Libp2pTransport
@@ -35,6 +41,9 @@ CALL_S_MAX: Final = 10.0
 
 SPARE_MAX: Final = 2
 """Relays of each kind that stand by for one that fails."""
+
+SECONDS_MAX: Final = 4
+"""Second relays, of which each session draws one: so each of them meets some of the sessions."""
 
 TRIES_MAX: Final = 3
 """Peers of a directory that are asked to be the first relay: each sees this machine's address."""
@@ -59,12 +68,26 @@ class OpenedWay:
     """Addresses of peers to ask first."""
     barred: Sequence[PeerId] = ()
     """Peers that may be no stage: those on the path, and those that have seen this machine."""
+    another: "Another | None" = None
+    """Opens one more behind the same first relay, under an identity of its own."""
 
 
-def check_hops(hops: int, network: str | Reach) -> None:
-    """Raise UserError if there can be no path of that many relays."""
+Another = Callable[[Shape], AbstractAsyncContextManager[OpenedWay]]
+"""Opens a way for one session, whose bytes are given a shape; raises NoPath."""
+
+
+def check_hops(hops: int, network: str | Reach, pace_ms: int = 0) -> None:
+    """Raise UserError if there can be no path of that many relays, or no such pace on it."""
     if not 0 <= hops <= HOPS_MAX:
         raise UserError(f"--via must be 0, 1 or 2, and not {hops}")
+    if pace_ms and not hops:
+        raise UserError(
+            "--pace has rows leave in a rhythm on the way to relays: give --via as well"
+        )
+    if pace_ms and not PACE_MS_MIN <= pace_ms <= PACE_MS_MAX:
+        raise UserError(
+            f"--pace must be 0, or {PACE_MS_MIN} to {PACE_MS_MAX} milliseconds, and not {pace_ms}"
+        )
     if hops and isinstance(network, Reach) and network.members:
         raise UserError(
             "a network of founders knows its members by lasting keys, which each stage is shown: in"
@@ -162,7 +185,7 @@ async def open_hidden_way(
         guard = await outside.find_guard(bootstrap, guards.load())
         seconds: list[Relay] = []
         if hops > 1:
-            seconds = outside.pick(SPARE_MAX, (), [guard])
+            seconds = outside.pick(SECONDS_MAX, (), [guard])
             if not seconds:
                 raise NoPath(
                     "--via 2 needs two relays from different blocks of addresses, and this swarm"
@@ -180,18 +203,31 @@ async def open_hidden_way(
                 " nobody else serves: name a relay as the first --bootstrap, or start one (p2pinfer"
                 " relay)"
             )
-        for relays in filter(None, (first, seconds)):
-            via = Extension(below, reach.network, relays)
-            try:
-                await via.check()
-            except PeerError as error:
-                raise NoPath(f"{error}: {GET_RELAYS}") from error
-            identity = ephemeral_identity()
-            below = await stack.enter_async_context(open_libp2p(identity, (), reach, via=via))
+        barred = list(dict.fromkeys(barred))
+        silent = Blocklist()
+
+        @asynccontextmanager
+        async def another(shape: Shape | None) -> AsyncGenerator[OpenedWay, None]:
+            top, stack = below, AsyncExitStack()
+            levels = [first, chance.sample(seconds, len(seconds))] if seconds else [first]
+            async with stack:
+                for relays in levels:
+                    is_last, pace_ms = relays is levels[-1], shape.pace_ms if shape else 0
+                    told = (shape if is_last else None, silent, pace_ms)
+                    via = Extension(top, reach.network, relays, *told)
+                    try:
+                        await via.check()
+                    except PeerError as error:
+                        raise NoPath(f"{error}: {GET_RELAYS}") from error
+                    drawn = ephemeral_identity()
+                    top = await stack.enter_async_context(open_libp2p(drawn, (), reach, via=via))
+                yield OpenedWay(top, drawn, (), barred)
+
+        way = await stack.enter_async_context(another(None))
         free = [each for each in outside.known if each.peer not in barred and each.addresses]
         chance.shuffle(free)
         ways_in = [each.addresses[0] for each in free[:WAYS_IN_MAX]]
-        yield OpenedWay(below, identity, ways_in, list(dict.fromkeys(barred)))
+        yield replace(way, ways_in=ways_in, another=another)
 
 
 def _named(reach: Reach) -> str:

@@ -34,7 +34,14 @@ from p2pinfer.engine.gguf.model_header import split_layer
 from p2pinfer.engine.store.adapters import child_manifest, keep_adapter
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.engine.training.descent import Course, Example, LearningState, learn
+from p2pinfer.engine.training.descent import (
+    LEARNED_LOSS,
+    Course,
+    Example,
+    LearningState,
+    learn,
+    rate_share,
+)
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, read_top
 from p2pinfer.node.atomic_file import replace_text
@@ -68,6 +75,9 @@ NAME_MAX: Final = NAME_CHARS_MAX - 8
 
 BATCH: Final = 4
 """Lessons in a step."""
+
+LOOKED_AT_MAX: Final = 32
+"""Lessons by which a member tells how much it has left to learn: about as many as a round learns."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +206,16 @@ class LessonWork:
         self._secret = secret
         self.network = Network(read_top(model, task.layers), task.rank, task.seed)
         self.size = self.network.trained.size
+        self._first_loss: float | None = None
 
     async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
-        """Take a round's steps from where the model stands, smaller ones in each round."""
+        """Take a round's steps from where the model stands; see ``rate_share``."""
         state, start = LearningState.new(self.size), as_weights(head)
         state.numbers[:] = start
         count = len(self._learned)
         batch = min(BATCH, count)
-        left = 1 - (number - 1) / self._task.rounds
-        rate = left * self._task.rate_millionths / 1e6
+        share = rate_share(number, self._task.rounds, await self._left(head, number))
+        rate = share * self._task.rate_millionths / 1e6
         course = Course(number, self._passes(), batch, rate, self._noise)
         # A round that begins again has the noise that it had: two would show more.
         secret = blake3(str(number).encode(), key=self._secret).digest() if self._noise else b""
@@ -220,6 +231,15 @@ class LessonWork:
         """Return what noise promises for each lesson over all rounds, or None without noise."""
         passes = self._task.rounds * self._passes()
         return epsilon(DELTA_DEFAULT, self._noise.multiplier, passes) if self._noise else None
+
+    async def _left(self, head: Numbers, number: int) -> float:
+        """Return which part of the first loss is left, or 0 if the rate is not to depend on it."""
+        if number == 1 or self._noise:  # steps of its size would tell of the lessons
+            return 0.0
+        some = self._learned[:LOOKED_AT_MAX]
+        if self._first_loss is None:
+            self._first_loss = await self._loss(np.zeros_like(head), some)
+        return await self._loss(head, some) / max(self._first_loss, LEARNED_LOSS)
 
     def _passes(self) -> int:
         """Return in how many steps of a round a lesson is at most."""

@@ -44,8 +44,10 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
+from p2pinfer.node.adapter_ends import child_at_home
 from p2pinfer.node.bookkeeping import counting, keep_used
 from p2pinfer.node.checks_db import open_checks
+from p2pinfer.node.disguises import Disguises
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.held_proofs import holding
 from p2pinfer.node.inviting import ways_in_told
@@ -59,7 +61,7 @@ from p2pinfer.node.swarm_connection import SwarmConnection, looks_around, open_s
 from p2pinfer.node.vouching import speaking_for
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.session import Session
+from peers.asking.session import Requester, Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
 from peers.audits.inspector import Inspector
@@ -242,6 +244,8 @@ class ClientOptions:
     """Required if no model is named."""
     via: int = 0
     """How many relays to hide behind: then no peer is asked on another's account."""
+    pace_ms: int = 0
+    """Between two rows, where they are to leave in a rhythm; 0: they leave as they are made."""
 
     @property
     def is_named(self) -> bool:
@@ -326,6 +330,15 @@ class Client(SwarmClient):
                 self.frauds.accuse,
                 inspector,
             )
+        self._disguises: Disguises | None = None
+        if swarm.another:
+            self.joins_conversations = False
+            self._disguises = Disguises(swarm, options, self._requester, 4 * ends.width)
+            if self._auditor and self.frauds:
+                self._disguises.audit_with(self._auditor, replays.over, self.frauds.accuse)
+
+    def _ask_as(self) -> AbstractAsyncContextManager[Requester]:
+        return self._disguises.take() if self._disguises else super()._ask_as()
 
     @property
     def engine_is_lost(self) -> bool:
@@ -337,7 +350,10 @@ class Client(SwarmClient):
         if not (self._auditor and session.evidence and session.tokens):
             return None
         evidence, position = session.evidence, len(session.tokens)
-        trust = await self._auditor.examine(evidence, position)
+        auditor = self._auditor
+        if self._disguises:
+            auditor = self._disguises.worn(evidence.terms.requester).auditor or auditor
+        trust = await auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
         await trio.to_thread.run_sync(open_checks().keep, trust)
@@ -345,9 +361,12 @@ class Client(SwarmClient):
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
-        """Return the certificate of an answer just examined, signed by this client."""
+        """Return the certificate of an answer just examined, signed by who asked."""
         assert session.evidence
-        return session.evidence.certify(session.tokens, answer, trust, self._sign)
+        signs: Callable[[bytes], bytes] = self._sign
+        if self._disguises:
+            signs = self._disguises.worn(session.evidence.terms.requester).sign
+        return session.evidence.certify(session.tokens, answer, trust, signs)
 
 
 def _check_held(options: ClientOptions, store: Store) -> None:
@@ -398,30 +417,6 @@ def _open_draft_model(
     return _open_ends(small, *small.halves(), machine)
 
 
-def ends_of_adapter(child: Manifest, keep: int) -> tuple[int, int] | None:
-    """Return how many layers each end must have for all of an adapter to be in them.
-
-    Then peers that serve the model without it compute the rest. The first end stays as it is where
-    it can: stages begin where their peers' layers do. None: the ends would be the whole model.
-    """
-    adapted = [layer for layer in range(child.layers) if child.is_adapted(layer)]
-    half = child.layers // 2
-    first = max([keep, *(layer + 1 for layer in adapted if layer < half)])
-    last = max([keep, *(child.layers - layer for layer in adapted if layer >= half)])
-    return (first, last) if first + last < child.layers else None
-
-
-def _child_at_home(
-    store: Store, named: ModelId, keep: int
-) -> tuple[Manifest, Manifest, tuple[int, int]] | None:
-    """Return a child whose adapter fits into the ends, its base, and how many layers they need."""
-    manifest = store.manifest(named)
-    if manifest is None or manifest.base is None:
-        return None
-    ends = ends_of_adapter(manifest, keep)
-    return (manifest, manifest.base, ends) if ends else None
-
-
 @asynccontextmanager
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
@@ -468,7 +463,7 @@ async def open_client(
             assert options.default_model
             named = await swarm.pick_model(options.default_model)
         is_served = named in directory.models()
-        if not is_served and (found := await in_thread(_child_at_home, store, named, first)):
+        if not is_served and (found := await in_thread(child_at_home, store, named, first)):
             child, base, (first, last) = found
             named = base.id
             directory.follow(named)
@@ -483,7 +478,7 @@ async def open_client(
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)
         serving = partial(directory.serving, model.id)
-        nursery.start_soon(call_around, transport, serving, swarm.chance)
+        nursery.start_soon(call_around, transport, serving, swarm.chance, transport.round_trip_s)
         drafting = None
         if options.draft_model and options.drafts:
             step(f"loading the draft model {options.draft_model.info.name} …")

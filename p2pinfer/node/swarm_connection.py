@@ -14,7 +14,7 @@ from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.logs import note
 from p2pinfer.node.guest_tokens import GuestTokens
-from p2pinfer.node.hidden_way import OpenedWay, open_hidden_way
+from p2pinfer.node.hidden_way import Another, OpenedWay, open_hidden_way
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.networks import Membership, is_network_file, open_network
@@ -27,6 +27,7 @@ from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import are_only_here
+from transports.libp2p.padding import Shape
 from transports.secret import read_network_key
 
 RESOLVE_S = 30.0
@@ -144,6 +145,8 @@ class SwarmConnection:
     """The ``/dnsaddr/`` names among the addresses that a person gave."""
     faults: Sequence[str] = ()
     """Why some of these stood for nothing at the start."""
+    another: Another | None = None
+    """Opens a way for one session, where this machine hides."""
 
     async def find_anybody(self) -> bool:
         """Look for peers without an address; say whether one answered in time."""
@@ -228,6 +231,15 @@ class SwarmConnection:
 
 
 @asynccontextmanager
+async def _guarded(
+    another: Another, like: GuardedTransport, shape: Shape
+) -> AsyncIterator[OpenedWay]:
+    """Open a way for one session, on which peers that are shut out anywhere are shut out, too."""
+    async with another(shape) as way:
+        yield replace(way, transport=GuardedTransport(way.transport, like))
+
+
+@asynccontextmanager
 async def open_swarm_connection(
     bootstrap: Sequence[str],
     network: str | Reach,
@@ -282,6 +294,7 @@ async def open_swarm_connection(
                 nursery.start_soon(_enrol(transport, directory, network.members, chance).run)
             transport.prefer_direct({SESSION}, directory.said_addresses)
             try:
+                another = partial(_guarded, way.another, transport) if way.another else None
                 yield SwarmConnection(
                     way.identity,
                     transport,
@@ -294,6 +307,7 @@ async def open_swarm_connection(
                     _is_on_lan(network),
                     names,
                     faults,
+                    another,
                 )
             finally:
                 nursery.cancel_scope.cancel()

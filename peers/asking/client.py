@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -111,6 +111,8 @@ class SwarmClient:
         """Peers that ended a session, and their advertisement's sequence number at the time."""
         self._busy_until_s: dict[PeerId, float] = {}
         """Peers that were full, and when they should have room."""
+        self.joins_conversations = True
+        """Whether one session may begin with what another one holds: stages learn that."""
         self._open: list[Replacements] = []
         """One per open session."""
         self.experiences = Experiences(round_trip_s, standings)
@@ -136,6 +138,10 @@ class SwarmClient:
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that the swarm is known to serve."""
         return self._directory.models()
+
+    def seen(self, model: ModelId) -> list[Advertisement]:
+        """Return some of the peers that serve layers of any model, which is not followed for it."""
+        return [a for a in self._directory.peers() if a.model == model and a.first < a.end]
 
     def failed(self) -> set[PeerId]:
         """Return the peers that ended a session and have not been heard of since."""
@@ -285,8 +291,12 @@ class SwarmClient:
 
     def _asking(self, context: int = 1) -> Asking:
         """Return what every route is wanted for, and whether relays may be needed for it."""
-        hidden = self._transport.reachability is not Reachability.PUBLIC
-        return Asking(context, hidden=hidden, row_bytes=4 * self._ends.width)
+        return Asking(
+            context,
+            hidden=self._transport.reachability is not Reachability.PUBLIC,
+            row_bytes=4 * self._ends.width,
+            drafted=self._requester.drafted.value,
+        )
 
     def _busy_s(self, peer: PeerId) -> float:
         """Return how long a peer is expected to stay full."""
@@ -334,9 +344,10 @@ class SwarmClient:
         )
         self._open.append(replacements)
         try:
-            async with self._requester.open(
-                hops, session, context, replacements.repair(), beginning
-            ) as opened:
+            async with (
+                self._ask_as() as requester,
+                requester.open(hops, session, context, replacements.repair(), beginning) as opened,
+            ):
                 replacements.session = opened
                 try:
                     yield opened
@@ -347,6 +358,10 @@ class SwarmClient:
             raise
         finally:
             self._open.remove(replacements)
+
+    def _ask_as(self) -> AbstractAsyncContextManager[Requester]:
+        """Return who is to ask in the next session."""
+        return nullcontext(self._requester)
 
     def _note_failed(self, error: PeerError) -> None:
         """Avoid a peer that failed, until it is heard of again, or for as long as it asked."""

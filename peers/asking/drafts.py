@@ -52,6 +52,9 @@ SLOWER_MAX = 1.02
 LOOK_TOKENS = 16
 """Between two looks at what the stages advertise of their load."""
 
+SHARE_TOKENS = 512
+"""About as many of the most recent tokens say how many are drafted: some answers."""
+
 _FADE = 0.95
 """Per token: times are averages over about the last twenty, since load and text change."""
 
@@ -112,6 +115,26 @@ class DraftCount:
     """Tokens that the sampler drew as drafted."""
     dropped: int = 0
     """Rows that the stages ran in vain."""
+
+
+class DraftedShare:
+    """Which share of a requester's tokens set out as drafts before the token before was drawn.
+
+    It falls where drafts are wrong, where none are found, and where the governor holds them back.
+    """
+
+    def __init__(self) -> None:
+        self._kept = self._tokens = 0.0
+
+    @property
+    def value(self) -> float:
+        """From 0 to 1, averaged over the most recent tokens; 0 before there are any."""
+        return self._kept / max(self._tokens, SHARE_TOKENS / 4)
+
+    def add(self, kept: int, tokens: int) -> None:
+        """Count an answer's tokens, and those of them that were kept drafts."""
+        fade = (1 - 1 / SHARE_TOKENS) ** tokens
+        self._kept, self._tokens = fade * self._kept + kept, fade * self._tokens + tokens
 
 
 @dataclass

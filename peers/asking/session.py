@@ -13,6 +13,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from copy import copy
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -28,14 +29,14 @@ from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.ahead import Ahead, text_drafter
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
-from peers.asking.drafts import DraftCount, alike
+from peers.asking.drafts import DraftCount, DraftedShare, alike
 from peers.asking.experience import stage_times
 from peers.asking.opening import open_chain
 from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History
-from transports.base import Transport
+from transports.base import Path, Transport
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ class Session:
         model: ModelDrafter | None = None,
         is_busy: Callable[[], bool] = lambda: False,
         keeps_state: bool = False,
+        share: DraftedShare | None = None,
+        via: Path | None = None,
     ) -> None:
-        self._keeps_state = keeps_state
+        self._keeps_state, self._via = keeps_state, via
+        self._share = share or DraftedShare()
         self._reached = 0
         """Positions that some cache holds, or may: more than tokens where an answer was stopped."""
         self._chain, self._ends, self._cells = chain, ends, cells
@@ -116,6 +120,11 @@ class Session:
     def route(self) -> list[Hop]:
         """The peers that make up the chain now."""
         return self._chain.route
+
+    @property
+    def path(self) -> Sequence[PeerId]:
+        """The relays that all of it goes through, the nearest first."""
+        return self._via.path if self._via else ()
 
     @property
     def is_full(self) -> bool:
@@ -197,7 +206,8 @@ class Session:
         self._answers += 1
         answer = self._answers
         self._chain.forget()
-        self.drafts = DraftCount()
+        count, made = DraftCount(), 0
+        self.drafts = count
         try:
             recent = list(prompt[-max(1, sampling.repeat_last_n) :])
             held = said if sampling.grammar else 0
@@ -212,7 +222,7 @@ class Session:
             ahead = Ahead(
                 self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
             )
-            self.drafts = ahead.count
+            self.drafts = count = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
@@ -241,6 +251,8 @@ class Session:
                 )
                 ahead.drew(following.token)
         finally:
+            if self._may_draft:
+                self._share.add(count.kept, made)
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
 
@@ -343,6 +355,14 @@ class Requester:
         self._drafts = drafts and not keeps_state
         self._draft_model = None if keeps_state else draft_model
         self._keeps_state = keeps_state
+        self.drafted = DraftedShare()
+        """Of the tokens of all of its sessions."""
+
+    def over(self, transport: Transport, gatherer: Gatherer | None) -> "Requester":
+        """Return one that asks over another transport, with the ends and limits of this one."""
+        found = copy(self)
+        found._transport, found._gatherer = transport, gatherer
+        return found
 
     @asynccontextmanager
     async def open(
@@ -403,6 +423,8 @@ class Requester:
                     model=model,
                     is_busy=repair.is_busy if repair else lambda: False,
                     keeps_state=self._keeps_state,
+                    share=self.drafted,
+                    via=self._transport.via,
                 )
         finally:
             cells.close()

@@ -8,6 +8,7 @@ under way at a time, so that an audit never crowds out an answer.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -28,6 +29,7 @@ from peers.audits.inspector import Inspector
 from peers.audits.replay import OpenReplay, Replay, Vouching, cut
 from peers.receipts.session_evidence import REPLACED_S_MAX, Evidence
 from peers.steps.limits import ROW_TYPE
+from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.audit")
 
@@ -79,6 +81,15 @@ class Auditor:
         self.rate, self._inspector = rate, inspector
         self._find, self._on_fraud = find, on_fraud
         self._bounds = bounds
+
+    def over(
+        self, transport: Transport, find: FindReplays, on_fraud: Callable[[FraudProof], None]
+    ) -> "Auditor":
+        """Return one that asks, and accuses, in another name over another transport."""
+        found = copy(self)
+        found._find, found._on_fraud = find, on_fraud
+        found._inspector = self._inspector and self._inspector.over(transport, on_fraud)
+        return found
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:
         """Return what holds for a session's first ``position`` rows; raises no other peer's error.

@@ -7,6 +7,7 @@ with a proof that others can check. It is a spot check: a row that is not named 
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Final
 
@@ -96,6 +97,12 @@ class Inspector:
         self._on_fraud, self._on_failed, self._run = on_fraud, on_failed, run
         self._asked = own_limits()
         self._patience = Patience()
+
+    def over(self, transport: Transport, on_fraud: Callable[[FraudProof], None]) -> "Inspector":
+        """Return one that asks, and accuses, in another name; it shares all limits with this."""
+        found = copy(self)
+        found._transport, found._on_fraud = transport, on_fraud
+        return found
 
     def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:
         """Return which stages to prove beside those that are run again, as ``choose_audits``."""

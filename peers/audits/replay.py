@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from itertools import groupby
 from typing import Protocol
 
@@ -151,6 +152,12 @@ class PeerReplays:
     ) -> None:
         self._transport, self._serving, self._model = transport, serving, model
         self._gatherer, self._draw = gatherer, draw
+
+    def over(self, transport: Transport, gatherer: Gatherer) -> "PeerReplays":
+        """Return one that reaches the same holders over another transport."""
+        found = copy(self)
+        found._transport, found._gatherer = transport, gatherer
+        return found
 
     def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
         """Return replays by peers that hold these layers, in an unpredictable order."""

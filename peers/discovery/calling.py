@@ -1,5 +1,11 @@
-"""Calling peers only to learn how far they are: routes are chosen by that."""
+"""Calling peers only to learn how far they are: routes are chosen by that.
 
+Each tells how far it is from a few others, its relay among them. So once some of these are known
+from here, those are called that cannot be far. Without that, hidden peers know the open ones that
+they looked at as relays, and few other hidden ones; routes then pass these by.
+"""
+
+import math
 from collections.abc import Callable, Iterable
 from random import Random
 
@@ -15,6 +21,9 @@ from transports.vain_dials import VainDials
 REACHED_MAX = 16
 """Peers whose round trip is measured; each costs a connection."""
 
+CALLED_AT_ONCE_MAX = 4
+"""After each few, more is known of who is near."""
+
 CALLED_MAX = 64
 """Peers called to reach that many: most of a swarm of laptops may be behind NAT."""
 
@@ -26,22 +35,43 @@ CALL_S_MAX = 3.0
 
 
 async def call_around(
-    transport: Transport, offers: Callable[[], Iterable[Advertisement]], chance: Random
+    transport: Transport,
+    offers: Callable[[], Iterable[Advertisement]],
+    chance: Random,
+    round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
 ) -> None:
-    """Connect to some peers, so that their round trips are measured.
+    """Connect to some peers, so that their round trips are measured: rather to near ones.
 
     Nobody is sent to a stranger's host, or about its own network, by peers that are made up.
+
+    Args:
+        transport: reaches them.
+        offers: returns those that may be called.
+        chance: decides among those of which nothing is known.
+        round_trip_s: to a connected peer, if it was measured.
     """
     called, reached, dials = set[PeerId](), set[PeerId](), VainDials()
     while wanted := min(REACHED_MAX - len(reached), CALLED_MAX - len(called)):
         strangers = [offer for offer in offers() if offer.peer not in called]
         chance.shuffle(strangers)
+        strangers.sort(key=lambda offer: farthest_s(offer, round_trip_s))
+        before = len(reached)
         async with trio.open_nursery() as nursery:
-            for offer in strangers[:wanted]:
+            for offer in strangers[: min(wanted, CALLED_AT_ONCE_MAX)]:
                 called.add(offer.peer)
                 addresses = dials.begin(offer.addresses, trio.current_time())
                 nursery.start_soon(_call, transport, addresses, reached, dials)
-        await trio.sleep(CALL_S)
+        if len(reached) == before:
+            await trio.sleep(CALL_S)
+
+
+def farthest_s(offer: Advertisement, round_trip_s: Callable[[PeerId], float | None]) -> float:
+    """Return the round trip that a peer has at most, by those it tells to others known from here.
+
+    Infinite if it tells of none of them.
+    """
+    ways = ((round_trip_s(link.peer), link.round_trip_us / 1e6) for link in offer.links)
+    return min((near + far for near, far in ways if near is not None), default=math.inf)
 
 
 async def _call(

@@ -77,7 +77,7 @@ ALL_BYTES_PER_S: Final = 15 * PEER_BYTES_PER_S
 """Of cells shown to anybody: each byte is read, hashed and sent."""
 
 READS_AT_ONCE: Final = 8
-"""Layers whose cells are asked of an engine together: each answer waits for a decode of others, and
+"""Layers whose cells are asked of an engine together: answers wait for a decode of others, and
 forty in a row took a busy stage longer than a minute."""
 
 RETRY_MS: Final = 15_000
@@ -396,7 +396,7 @@ async def _wanted(channel: Channel, layers: int, rows: int) -> list[dict[int, bo
 async def _read(
     copy: CellsCopy, wanted: Sequence[tuple[int, int, int]]
 ) -> list[tuple[bytes, bytes]]:
-    """Read the cells of several layers, from a position to another, in one turn of the engine.
+    """Read the cells of several layers, from a position to another, in few turns of the engine.
 
     Raises:
         EngineError: as ``CellsCopy.read``.

@@ -336,7 +336,10 @@ class Server:
         """
         with scope:
             await call_around(
-                self._transport, lambda: neighbours(self._others(), layers), self._chance
+                self._transport,
+                lambda: neighbours(self._others(), layers),
+                self._chance,
+                self._round_trip_s,
             )
 
     async def _hold(self, layers: LayerRange, *, task_status: trio.TaskStatus[HeldLayers]) -> None:

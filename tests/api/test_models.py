@@ -4,6 +4,7 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -13,10 +14,13 @@ from trio.testing import MockClock
 from p2pinfer.api.app import make_app
 from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.metrics import Metrics
+from p2pinfer.api.model_facts import context_of
 from p2pinfer.api.models import IDLE_S_MAX, LOOK_S, OTHERS_MAX, Models
+from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 from tests.support.fake_gateway import MODEL, FakeClient, fake_gateway, fake_swarm, http
+from tests.support.swarm import CONTEXT
 
 OTHER, TWIN = "1" * 64, "2" * 64
 
@@ -74,6 +78,46 @@ async def test_request_chooses_by_id_or_name(autojump_clock: MockClock, name: st
         assert refused.status_code == 404
         assert "toy-model, other-model" in refused.json()["error"]["message"]
         assert (await ask.get("/v1/models/other-model")).json()["p2pinfer"]["model"] == OTHER
+
+
+async def test_a_model_that_nobody_asked_yet_is_described(autojump_clock: MockClock) -> None:
+    """As far as its peers tell: null is what is not known; it is not opened for that."""
+    async with (
+        several("Other: Model") as (models, opened, client),
+        http(make_app(models._own, models)) as ask,
+    ):
+        own, other = (await ask.get("/v1/models")).json()["data"]
+        assert other["context_length"] == other["max_model_len"] == CONTEXT
+        assert other["architecture"] == own["architecture"]
+        assert other["p2pinfer"]["trust"] == own["p2pinfer"]["trust"]
+        assert (own["p2pinfer"]["open"], other["p2pinfer"]["open"]) == (True, False)
+        assert (own["p2pinfer"]["layers"], other["p2pinfer"]["layers"]) == (30, 30)
+        client.tells = False
+        other = (await ask.get("/v1/models/other-model")).json()
+        assert other["context_length"] is None
+        assert other["p2pinfer"]["layers"] is None
+        assert opened.times == 0
+
+
+def offer(first: int, end: int, context: int) -> Advertisement:
+    """Return a peer's advertisement for a model of ten layers."""
+    return cast("Advertisement", SimpleNamespace(first=first, end=end, context=context, layers=10))
+
+
+@pytest.mark.parametrize(
+    ("offers", "context"),
+    [
+        ([], None),
+        ([offer(1, 9, 4096)], 4096),
+        ([offer(1, 5, 32768), offer(5, 9, 4096)], 4096),
+        ([offer(1, 5, 32768), offer(4, 9, 32768), offer(1, 9, 512)], 32768),
+        ([offer(1, 5, 32768), offer(6, 9, 32768)], None),
+        ([offer(2, 9, 32768)], None),
+    ],
+)
+def test_context_of_a_chain(offers: list[Advertisement], context: int | None) -> None:
+    """That of its weakest part, where other peers do not have that, too."""
+    assert context_of(offers, 1) == context
 
 
 async def test_health_tells_of_each_open_model(autojump_clock: MockClock) -> None:

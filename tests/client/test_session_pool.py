@@ -43,6 +43,33 @@ async def test_next_turn_gets_the_session_that_knows_the_beginning(
         assert (swarm.pool.running, swarm.pool.idle) == (0, 2)
 
 
+async def test_conversations_of_who_hides_are_kept_apart(autojump_clock: MockClock) -> None:
+    """One goes on in its own session; another that begins alike has another session."""
+    shared = list(range(3, 33))
+    first, other = [*shared, *range(33, 39)], [*shared, *range(39, 33, -1)]
+    async with fake_swarm() as (swarm, client):
+        client.joins_conversations = False
+        await ask(swarm, first)
+        assert (await ask(swarm, [*first, 44])).reused_tokens >= len(first)
+        assert client.opened == 1
+        assert (await ask(swarm, other)).reused_tokens == 0
+        assert client.opened == 2
+    async with fake_swarm() as (swarm, client):
+        await ask(swarm, first)
+        assert (await ask(swarm, other)).reused_tokens == len(shared)
+
+
+async def test_who_hides_gives_no_session_to_another_conversation(
+    autojump_clock: MockClock,
+) -> None:
+    """Not even where there is room for one alone: it is closed, and another one opened."""
+    async with fake_swarm(sessions=1) as (swarm, client):
+        client.joins_conversations = False
+        await ask(swarm, list(range(3, 43)))
+        assert (await ask(swarm, list(range(43, 3, -1)))).reused_tokens == 0
+        assert (client.opened, swarm.pool.idle) == (2, 1)
+
+
 async def test_an_answer_goes_on_in_a_longer_session_where_one_is_full(
     autojump_clock: MockClock,
 ) -> None:

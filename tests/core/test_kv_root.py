@@ -1,6 +1,9 @@
 """Roots over K and V rows: shown from the first position on, and layer by layer."""
 
+import struct
+
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +27,17 @@ def test_rows_up_to_a_position_need_one_hash_more(count: int, data: st.DataObjec
     some = tails(keys[: shown * WIDE], values[: shown * DEEP], shown, found[shown])
     assert some == found[: shown + 1]
     assert len(found) == count + 1
+
+
+def test_the_hashes_are_those_that_stages_have_signed() -> None:
+    """As the module's first lines say; certificates of before hold them."""
+    keys, values = bytes(range(3 * WIDE)), bytes(range(100, 100 + 3 * DEEP))
+    key = blake3(b"p2pinfer kv 1 cell").digest()
+    chain = [b"t" * 32]
+    for at in reversed(range(3)):
+        cell = keys[at * WIDE : (at + 1) * WIDE] + values[at * DEEP : (at + 1) * DEEP]
+        chain.append(blake3(struct.pack("<II", at, WIDE) + cell + chain[-1], key=key).digest())
+    assert tails(keys, values, 3, b"t" * 32) == chain[::-1]
 
 
 @given(st.integers(1, 20), st.data())

@@ -5,6 +5,7 @@ They have an environment of their own, which ``make clients`` makes; without it 
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.gateways import RunningGateway, running_gateway
 from tests.support.page_code import ADDRESS, blocks, run_section
+from tests.support.processes import NETWORK, start_peers
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-clients"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -62,6 +64,45 @@ def test_langchain(gateway: RunningGateway, environment: dict[str, str], tmp_pat
     assert shaped.startswith("city='")
 
 
+OURS = Path(__file__).parent / "langchain"
+PASSED_MIN = 44
+"""Of LangChain's own tests. The rest is of pictures and the like, which are skipped."""
+
+
+def own_tests(**variables: str) -> tuple[int, str]:
+    """Run LangChain's own tests of our chat model; return how many passed, and all that is said."""
+    how = ["-c", str(OURS / "pytest.ini"), str(OURS / "standard.py"), "-q", "-rs"]
+    root = OURS.parents[2]
+    variables = {**os.environ, "PYTHONPATH": str(root), **variables}
+    command = [str(PYTHON), "-m", "pytest", *how]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=variables, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    return int(passed[1]) if passed else 0, done.stdout
+
+
+def test_langchains_own_tests_of_chat_models() -> None:
+    """Before a scripted stand-in for the model."""
+    passed, said = own_tests()
+    assert passed >= PASSED_MIN, said
+
+
+@pytest.mark.long
+def test_langchains_own_tests_of_chat_models_on_the_real_model(tmp_path: Path) -> None:
+    """But two that it is too small for, and one of JSON that only a prompt describes."""
+    peers = start_peers(tmp_path, ["1:10", "10:19", "19:29"])
+    try:
+        passed, said = own_tests(
+            SWARM_ADDRESS=peers[0].address, SWARM_NETWORK=NETWORK, P2PINFER_HOME=str(tmp_path)
+        )
+    finally:
+        for peer in peers:
+            peer.stop()
+    assert passed >= PASSED_MIN - 3, said
+
+
 def test_llm(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
     """By the plugin a prompt, and an answer that keeps to a schema; a prompt without it."""
     (tmp_path / "llm").mkdir()
@@ -105,5 +146,12 @@ def test_every_section_is_run() -> None:
     """By these tests, those beside them, or those in tests/real."""
     here = {"LiteLLM", "LangChain", "llm", "LlamaIndex"}
     beside = {"Claude Code", "Codex", "opencode", "qwen-code"}
-    there = {"curl", "openai", "anthropic", "ollama", "Python without a gateway"}
+    there = {
+        "curl",
+        "openai",
+        "anthropic",
+        "ollama",
+        "Python without a gateway",
+        "LangChain without a gateway",
+    }
     assert {name for name, code in blocks().items() if code} == here | beside | there

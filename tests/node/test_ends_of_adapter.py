@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from p2pinfer.core.manifest import Manifest
-from p2pinfer.node.requester import ends_of_adapter
+from p2pinfer.node.adapter_ends import ends_of_adapter
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ async def test_a_round_has_noise_of_its_own_and_always_the_same(model: PartsMode
     ]
     for other in others:
         assert np.corrcoef(other, first)[0, 1] < 0.5
+    # The last of three rounds takes small steps, unless there is as much left to learn as at first.
+    last = await working(None).train(start, 3)
+    assert np.linalg.norm(last) > 0.8 * np.linalg.norm(plain)
+    hidden_last = await hidden.train(start, 3)
+    assert np.linalg.norm(hidden_last) < 0.5 * np.linalg.norm(first)
     assert working(None).epsilon() is None
     # Six lessons in steps of at most four: two steps a pass, so two passes in each of three rounds.
     assert hidden.epsilon() == epsilon(1e-5, NOISE.multiplier, 6)

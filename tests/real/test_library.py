@@ -36,7 +36,7 @@ def test_streaming_without_trio_from_several_threads(swarm: list[Peer]) -> None:
         assert "smollm" in joined.model_name.lower()
         left = joined.chat(ASKED, max_tokens=50)
         next(left)
-        left.close()  # type: ignore[attr-defined] # a generator
+        left.close()
 
         def ask(_: int) -> str:
             return "".join(joined.chat(ASKED, sampling=Sampling(), max_tokens=6))
@@ -51,6 +51,17 @@ def test_streaming_under_asyncio(swarm: list[Peer], tmp_path: Path) -> None:
     """As docs/clients.md shows it."""
     here = {"ADDRESS": swarm[2].address, '"main"': f'"{NETWORK}"'}
     assert run_section("Python without a gateway", here, sys.executable, {**os.environ}, tmp_path)
+
+
+def test_a_chat_model_for_langchain(swarm: list[Peer], tmp_path: Path) -> None:
+    """As docs/clients.md shows it: a stream, an answer of a shape, and a call."""
+    here = {"ADDRESS": swarm[0].address, '"main"': f'"{NETWORK}"'}
+    section = "LangChain without a gateway"
+    said = run_section(section, here, sys.executable, {**os.environ}, tmp_path)
+    *_, shaped, given, told = said.splitlines()
+    assert "metres=" in shaped
+    assert "It is sunny in" in given
+    assert "'layers': '19:29'" in told
 
 
 def test_errors_are_raised_in_the_caller(swarm: list[Peer]) -> None:

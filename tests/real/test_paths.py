@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import pty
+import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
@@ -43,6 +44,9 @@ ALL_S_MAX = 240.0
 """To join, load the ends and answer, on a busy machine."""
 FOUND_S_MAX = 60.0
 """For relays and peers to hear of each other: they compare their views every few seconds."""
+
+BOOKED_S_MAX = 30.0
+"""For stages to write down what they did."""
 
 PROMPT = [504, 2365, 314]
 LONG = 60
@@ -102,9 +106,12 @@ def _no_guards(home: Path) -> None:
 
 
 @asynccontextmanager
-async def hidden(model: Path, via: int, *ways_in: RelayProcess) -> AsyncGenerator[Client, None]:
+async def hidden(
+    model: Path, via: int, *ways_in: RelayProcess, pace_ms: int = 0
+) -> AsyncGenerator[Client, None]:
     """Join as a requester behind relays, as soon as enough of them are known."""
-    options = replace(client_options(model), bootstrap=[each.address for each in ways_in], via=via)
+    addresses = [each.address for each in ways_in]
+    options = replace(client_options(model), bootstrap=addresses, via=via, pace_ms=pace_ms)
     with trio.fail_after(ALL_S_MAX):
         deadline = trio.current_time() + FOUND_S_MAX
         while True:
@@ -175,15 +182,43 @@ async def test_the_same_tokens_though_no_stage_is_called(
                 async for _ in tokens:
                     assert remote_ports() - before <= behind
             trust = await client.examine(session)
-        assert trust
+            assert trust
+            assert client.certify(session, "", trust)
+            assert len({*session.path}) == via
+            guard = session.path[0]
         assert trust.held
         assert {hop.peer for hop in route} == {peer.id for peer in swarm}
-        assert len(set(client.transport.path)) == via
-        guard = client.transport.path[0]
+        assert guard == client.transport.path[0]
         assert remote_ports() - before <= behind
     assert json.loads((Path(os.environ["P2PINFER_HOME"]) / "state" / "guards.json").read_text())
     async with hidden(default_model, via) as client:  # without an address: the first one is kept
         assert client.transport.path[0] == guard
+
+
+def askers(home: Path) -> set[str]:
+    """Return who asked, as the stages of this file have it in their books."""
+    with closing(sqlite3.connect(home / "data" / "ledger.sqlite3")) as books:
+        return {name for (name,) in books.execute("SELECT user FROM work WHERE side = 'served'")}
+
+
+async def test_each_session_has_a_name_of_its_own(
+    default_model: Path, home: Path, swarm: list[Peer], relays: list[RelayProcess]
+) -> None:
+    """In one run, at all stages; what fetched the directory asks for nothing; rows are paced."""
+    before = askers(home)
+    async with hidden(default_model, 2, relays[0], pace_ms=20) as client:
+        answers = [await tokens_of(client) for _ in range(2)]
+        assert answers[0] == answers[1]
+        deadline = trio.current_time() + BOOKED_S_MAX
+        while len(new := askers(home) - before) < 2 and trio.current_time() < deadline:  # noqa: ASYNC110 -- other processes write it
+            await trio.sleep(1)
+        assert len(new) == 2
+        assert client.transport.peer_id not in new
+        route = await client.find_route(lambda _: None)
+        async with client.open_session(route) as one, client.open_session(route) as other:
+            names = {each.evidence.terms.requester for each in (one, other) if each.evidence}
+            assert len(names - new) == 2
+            assert one.path[0] == other.path[0]
 
 
 @pytest.mark.parametrize(("via", "dies"), [(1, 0), (2, 0), (2, 1)])
@@ -207,11 +242,11 @@ async def test_a_relay_that_dies_costs_no_token(
             async for token in tokens:
                 found.append(token.id)
                 if len(found) == HARMED_AT:
-                    before = client.transport.path
+                    before = session.path
                     (number,) = [n for n, each in enumerate(relays) if each.id == before[dies]]
                     relays[number].process.kill()
+            assert session.path[dies] not in before
         assert found == plain
-        assert client.transport.path[dies] not in before
     stop(relays[number].process)
     relays[number] = RelayProcess(home, number, swarm[0].address).wait_ready()
 

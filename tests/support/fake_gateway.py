@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import httpx
 import trio
+from attrs import evolve
 from starlette.types import ASGIApp
 
 from p2pinfer.api.app import make_app
@@ -18,7 +19,7 @@ from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
-from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.gguf.sampling_advice import Advice
@@ -58,8 +59,11 @@ class FakeClient:
         self.audit_rate = 0.25
         self.absent = self.silent = ""
         self.engine_is_lost = False
+        self.joins_conversations = True
         self.called = 0
         self.others: dict[str, str] = {}
+        self.tells = True
+        """Peers of the others are known."""
         self.opened = 0
         self.lengths = [chain.CONTEXT]
         """Of sessions; one gets the least that holds what it must."""
@@ -128,6 +132,10 @@ class FakeClient:
     def models(self) -> dict[str, str]:
         """Return what the swarm serves besides."""
         return {MODEL: "Toy Model", **self.others}
+
+    def seen(self, model: str) -> list[Advertisement]:
+        """Return the chain's peers as if they served that one."""
+        return [evolve(each, model=ModelId(model)) for each in self.serving()] if self.tells else []
 
     def missing(self) -> str:
         """Say what the test wants to be missing."""

@@ -5,6 +5,8 @@ _PORTS, _PUNCHING = "transports.port_mapping", "transports.libp2p.punching_rules
 _HELD, _WATCH = "transports.libp2p.held_relays", "transports.libp2p.circuit_watch"
 _EXTENSION, _PROOFS = "transports.libp2p.extension", "p2pinfer.node.held_proofs"
 
+_PADDING = "transports.libp2p.padding"
+
 RELAYS = [
     ("reservations at a relay", "{}", _LIMITS, "RESERVATIONS_MAX"),
     ("per household", "{}", _LIMITS, "RESERVATIONS_PER_SITE_MAX"),
@@ -41,6 +43,16 @@ RELAYS = [
     ("per caller, and to one peer", "{}", _EXTENSION, "EXTENSIONS_PER_PEER_MAX"),
     ("openings a minute of one caller", "{}", _EXTENSION, "OPENINGS_PER_MINUTE"),
     ("a relay of a path must answer within", "{}", "transports.libp2p.path", "RELAY_S_MAX"),
+    (
+        "second relays that sessions draw from",
+        "{}",
+        "p2pinfer.node.hidden_way",
+        "SECONDS_MAX",
+    ),
+    ("cells on a path", "{} to {}", _PADDING, "CELL_BYTES_MIN CELL_BYTES_MAX"),
+    ("between two of them where rows are paced", "{} to {}", _PADDING, "PACE_MS_MIN PACE_MS_MAX"),
+    ("what paced ones may amount to a second", "{}", _PADDING, "PACED_BYTES_MAX"),
+    ("they go on after the last data for", "{}", _PADDING, "LINGER_S"),
     ("first relays that are kept", "{}", "p2pinfer.node.guards", "GUARDS_MAX"),
     ("a proof made over a path is held back", "{} at most", _PROOFS, "HELD_S_MAX"),
     ("of such proofs, waiting at once", "{}", _PROOFS, "WAITING_MAX"),

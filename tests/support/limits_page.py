@@ -187,6 +187,7 @@ TABLES: dict[str, list[Row]] = {
             "transports.libp2p.host",
             "HALF_OPEN_PER_ADDRESS_MAX",
         ),
+        Row("peers remembered", "{}", "transports.libp2p.past_peers", "PEERS_REMEMBERED_MAX"),
         Row("streams per connection", "{}", "transports.libp2p.yamux", "STREAMS_MAX"),
         Row("inbound streams per peer", "{}", "transports.libp2p.host", "STREAMS_PER_PEER_MAX"),
         Row("unread bytes per stream", "{}", "transports.libp2p.yamux", "WINDOW_BYTES_MAX"),

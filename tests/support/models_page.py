@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from p2pinfer.engine.gguf.architectures import REFUSED, RULES, Rules
+from p2pinfer.engine.gguf.architectures import RULES, Rules
+from p2pinfer.engine.gguf.refused import REFUSED
 
 
 def _said(rules: Rules) -> Iterator[str]:

@@ -134,9 +134,22 @@ def _case(
 
 
 CASES = {
+    "afmoe": _case(
+        "afmoe",
+        {**EXPERTS, **_ROUTED, **_WINDOW, "expert_shared_count": 1, "leading_dense_block_count": 2},
+        9,
+        (1, 3, 4, 6),
+    ),
+    "arcee": _case("arcee"),
+    "arctic": _case("arctic", EXPERTS),
+    "bailingmoe": _case("bailingmoe", {**EXPERTS, "expert_shared_count": 1}),
     "bailingmoe2": _case(
         "bailingmoe2",
         {**EXPERTS, **_SHARED, **_ROUTED, "leading_dense_block_count": 2},
+    ),
+    "dbrx": _case("dbrx", {**EXPERTS, **_EPSILON, "attention.clamp_kqv": 8.0}),
+    "deepseek": _case(
+        "deepseek", {**EXPERTS, "expert_shared_count": 1, "leading_dense_block_count": 2}
     ),
     "deepseek2": _case("deepseek2", {**_LATENT, "leading_dense_block_count": 2}),
     "deepseek2-softmax": _case(
@@ -163,6 +176,7 @@ CASES = {
             "attention.head_count_kv": HEADS,
         },
     ),
+    "ernie4_5": _case("ernie4_5"),
     "ernie4_5-moe": _case(
         "ernie4_5-moe",
         {
@@ -172,6 +186,13 @@ CASES = {
             "interleave_moe_layer_step": 1,
         },
     ),
+    "exaone-moe": _case(
+        "exaone-moe",
+        {**EXPERTS, **_SHARED, **_ROUTED, **_WINDOW, "leading_dense_block_count": 2},
+        8,
+        (1, 3, 4, 6),
+    ),
+    "exaone": _case("exaone"),
     "exaone4": _case("exaone4"),
     "gemma": _case("gemma"),
     "gemma2": _case(
@@ -194,7 +215,12 @@ CASES = {
     "gpt-oss": _case("gpt-oss", {**EXPERTS, **_WINDOW, **_STRETCHED}, 6, (1, 2, 3, 5)),
     "granite": _case("granite", _GRANITE),
     "granitemoe": _case("granitemoe", {**_GRANITE, **EXPERTS}),
+    "grok": _case("grok", EXPERTS),
+    "hunyuan-dense": _case("hunyuan-dense"),
     "hunyuan-moe": _case("hunyuan-moe", {**EXPERTS, "expert_shared_count": 1}),
+    "hy_v3": _case("hy_v3", {**EXPERTS, **_SHARED, **_ROUTED}),
+    "internlm2": _case("internlm2"),
+    "jais2": _case("jais2", _EPSILON),
     "laguna": _case(
         "laguna",
         {
@@ -212,6 +238,7 @@ CASES = {
     ),
     "llama4": _case("llama4", {**_SCOUT, "interleave_moe_layer_step": 1}, 8, (1, 3, 4, 6)),
     "llama4-interleaved": _case("llama4", {**_SCOUT, "interleave_moe_layer_step": 2}, 8, (2, 3, 5)),
+    "mellum": _case("mellum", {**EXPERTS, **_WINDOW, **_STRETCHED}, 8, (1, 3, 4, 6)),
     "mimo2": _case(
         "mimo2",
         {**_FULL_EVERY_FOURTH, "expert_gating_func": SIGMOID, "attention.head_count": 4},
@@ -243,6 +270,8 @@ CASES = {
     ),
     "mistral4": _case("mistral4", {**_LATENT, "leading_dense_block_count": 0}),
     "olmo2": _case("olmo2", {**_WINDOW, **_STRETCHED}, 8, (1, 3, 4, 6)),
+    "nemotron": _case("nemotron", _EPSILON),
+    "olmoe": _case("olmoe", {**EXPERTS, "attention.head_count_kv": HEADS}),
     "phimoe": _case("phimoe", EXPERTS),
     "granitehybrid": _case(
         "granitehybrid",

@@ -1,5 +1,8 @@
 """Messages on a stream: four bytes of length, big endian, then the message.
 
+Where both ends have agreed to fill up what they say (`padding`), a long message is followed by as
+many bytes as its length demands, so that nothing shows where it ends.
+
 A message that fits the window goes out in one plain call, before the sender first yields, and one
 that has arrived whole is returned in one piece. A round trip costs four scheduler passes:
 on each side one for the task that reads the socket, and one for the task that it wakes, which is
@@ -13,7 +16,8 @@ import trio
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
-from transports.libp2p.stream import Stream
+from transports.libp2p.padding import Shape
+from transports.libp2p.stream import Muxer, Stream
 from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
 
 LENGTH_BYTES = 4
@@ -27,6 +31,12 @@ def frame(message: bytes) -> bytes:
     return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
 
+def framed_for(connection: Muxer, message: bytes) -> bytes:
+    """Return a message as it goes onto a stream, filled up where that is agreed on."""
+    framed, padder = frame(message), connection.padder
+    return framed + bytes(padder.shape.behind(len(framed))) if padder else framed
+
+
 class StreamChannel:
     """A `transports.base.Channel` on one stream of our muxer."""
 
@@ -38,6 +48,9 @@ class StreamChannel:
         self._closed = False
         self._parts: list[bytes] = []  # of a long message
         self._left = 0  # bytes of it still to come
+        self._filling = 0  # and of what fills it up
+        padder = stream.connection.padder
+        self._shape: Shape | None = padder.shape if padder else None
         stream.connection.watch(stream)
 
     @property
@@ -56,6 +69,7 @@ class StreamChannel:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         framed = frame(message)
+        framed += bytes(self._padding(len(framed)))
         self._senders += 1
         try:
             async with self._lock:
@@ -76,6 +90,7 @@ class StreamChannel:
             or stream.ended
             or size > FRAME_BODY_BYTES_MAX
             or size > stream.room()
+            or self._padding(size)
         ):
             return False
         sent = stream.send_now(frame(message))
@@ -98,18 +113,23 @@ class StreamChannel:
                 self.abort()
             raise
 
+    def _padding(self, size: int) -> int:
+        """How many bytes follow a framed message of this size that say nothing."""
+        return self._shape.behind(size) if self._shape else 0
+
     async def receive(self) -> bytes:
         """Return the next message; see `transports.base.Channel.receive`."""
         if self._closed:
             raise self._closed_error()
         stream = self._stream
-        if not self._left:
+        if not self._left and not self._filling:
             if len(stream.buffer) < LENGTH_BYTES:
                 await stream.wait_buffered(LENGTH_BYTES)
             else:
                 await trio.lowlevel.checkpoint()
             size = self._announced()
-            if size <= WHOLE_BYTES_MAX:
+            self._filling = self._padding(LENGTH_BYTES + size)
+            if size <= WHOLE_BYTES_MAX and not self._filling:
                 await stream.wait_buffered(LENGTH_BYTES + size)
                 self._require_buffered(LENGTH_BYTES + size)
                 return stream.take(LENGTH_BYTES + size)[LENGTH_BYTES:]
@@ -152,16 +172,19 @@ class StreamChannel:
     def _is_long(self) -> bool:
         """Whether a long message has begun."""
         buffer = self._stream.buffer
-        if self._left or len(buffer) < LENGTH_BYTES:
-            return bool(self._left)
-        return int.from_bytes(buffer[:LENGTH_BYTES], "big") > WHOLE_BYTES_MAX
+        if self._left or self._filling or len(buffer) < LENGTH_BYTES:
+            return bool(self._left or self._filling)
+        size = int.from_bytes(buffer[:LENGTH_BYTES], "big")
+        return size > WHOLE_BYTES_MAX or bool(self._padding(LENGTH_BYTES + size))
 
     def _whole(self) -> int | None:
         """Return the length of the short message at the start of the buffer, if it is all there."""
         buffer = self._stream.buffer
-        if self._left or len(buffer) < LENGTH_BYTES:
+        if self._left or self._filling or len(buffer) < LENGTH_BYTES:
             return None
         size = int.from_bytes(buffer[:LENGTH_BYTES], "big")
+        if self._padding(LENGTH_BYTES + size):
+            return None
         return size if size <= min(WHOLE_BYTES_MAX, len(buffer) - LENGTH_BYTES) else None
 
     def _announced(self) -> int:
@@ -186,6 +209,11 @@ class StreamChannel:
             self._require_buffered(1)
             self._parts.append(self._stream.take(min(self._left, len(self._stream.buffer))))
             self._left -= len(self._parts[-1])
+        while self._filling:
+            await self._stream.wait_buffered(min(self._filling, WHOLE_BYTES_MAX))
+            self._require_buffered(1)
+            filling = self._stream.take(min(self._filling, len(self._stream.buffer)))
+            self._filling -= len(filling)
         parts, self._parts = self._parts, []
         return b"".join(parts)
 

@@ -23,6 +23,7 @@ from transports.libp2p.dialling import (
     root,
     through,
 )
+from transports.libp2p.padded import Padding
 
 DIAL_S_MAX = 10.0
 """For one of a peer's addresses to answer and prove who it is."""
@@ -41,13 +42,21 @@ class Dialler:
         host: whose they are.
         circuits: of that host.
         is_private: whether the network has a key.
+        padding: agrees on the shape of what is said.
         is_hiding: whether a relay dials for this host, so that one address of a peer is as good as
             another, and no name that a stranger told is looked up from here.
     """
 
     def __init__(
-        self, host: IHost, circuits: Circuits, *, is_private: bool, is_hiding: bool = False
+        self,
+        host: IHost,
+        circuits: Circuits,
+        padding: Padding,
+        *,
+        is_private: bool,
+        is_hiding: bool = False,
     ) -> None:
+        self._padding = padding
         self._is_hiding = is_hiding
         self._host = host
         self._circuits = circuits
@@ -111,6 +120,7 @@ class Dialler:
                 for address in self._trusted(circuits):
                     nursery.start_soon(call, address)
         if made:
+            await self._padding.propose(made[0][0])
             return made[0]
         if deadline.cancelled_caught:
             faults.append(f"no answer within {DIAL_S_MAX:g} s")

@@ -24,6 +24,7 @@ from transports.libp2p.circuit_messages import CircuitStatus
 from transports.libp2p.dialling import REACHED
 from transports.libp2p.host import protocol_id
 from transports.libp2p.muxer import Connection
+from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN
 from transports.libp2p.relay import PIECE_BYTES, End, Relay, log
 from transports.libp2p.relay_limits import RelayLimits
 
@@ -91,6 +92,10 @@ class Extender(Relay):
         """Say that this relay extends paths; who asks so wants nothing else."""
         del connection
         return messages.hop_answer(CircuitStatus.OK)
+
+    def _pace_s(self, asked: messages.ConnectTo) -> float:
+        """Return the caller's pace, so that what its line adds to the rhythm ends here."""
+        return asked.pace_ms / 1000 if PACE_MS_MIN <= asked.pace_ms <= PACE_MS_MAX else 0.0
 
     async def _connect(self, asking: Connection, target: ID) -> tuple[CircuitStatus, End | None]:
         """Dial a peer for a caller; return the way to it."""

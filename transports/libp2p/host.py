@@ -45,6 +45,7 @@ from transports.libp2p.circuit import check_caller
 from transports.libp2p.guests import Guests, admit_guests
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
+from transports.libp2p.past_peers import remember_few
 from transports.libp2p.private_noise import (
     MEMBER_NOISE_ID,
     PRIVATE_NOISE_ID,
@@ -155,11 +156,11 @@ def build_host(
     _cure_dial_delay()
     _cure_negotiation(swarm.upgrader)
     _cure_sockets_of_both_families()
-    _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm, meetings or Meetings())
     _cure_raising_handlers(swarm)
     _cure_trimming(swarm)
     _cure_stale_views(host)
+    remember_few(host)
     if muxer == "own":
         _use_own_muxer(swarm)
     if guests and network_key:
@@ -287,16 +288,6 @@ def _cure_sockets_of_both_families() -> None:
 def _keep_to_its_family(sock: Any) -> None:
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-
-
-def _cure_dialling_everybody(swarm: Swarm) -> None:
-    """Dial only the peers we mean to; libp2p, when alone, dials every peer it ever heard of."""
-
-    async def nobody() -> None:
-        pass
-
-    replaced: Any = swarm.auto_connector
-    replaced.maybe_connect = nobody
 
 
 def _cure_inbound_slots(swarm: Swarm, meetings: Meetings) -> None:

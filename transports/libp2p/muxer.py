@@ -25,6 +25,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 from p2pinfer.core.ids import PeerId
 from transports.libp2p import yamux
 from transports.libp2p.noise_records import Wire, open_wire
+from transports.libp2p.padding import Padder
 from transports.libp2p.stream import Muxer, Stream
 from transports.libp2p.yamux import Yamux
 from transports.traffic import TRAFFIC
@@ -82,18 +83,16 @@ class Connection(Muxer):
         self.secured_conn = conn
         self.peer_id = peer_id
         self.on_close = on_close  # libp2p sets it
-        self.event_started = trio.Event()
-        self.event_closed = trio.Event()
+        self.event_started, self.event_closed = trio.Event(), trio.Event()
         self.fault = ""  # why it ended
         self.rtt_s: float | None = None
         self.was_left = False
         """Whether one side said goodbye."""
         self.carried = 0
         """Bytes sent and received, encrypted."""
-        self._rtt_s_min = 0.0  # of all samples
-        self._behind_s = 0.0  # round trip of data
+        self._heard_at = self._rtt_s_min = 0.0  # the latter of all samples
+        self._behind_s = self._behind_at = 0.0  # round trip of data; when it was last asked for
         self._behind: set[int] = set()  # the pings for it
-        self._behind_at = 0.0
         self._ping_values = itertools.cycle(range(1 << 32))
         self._initiator = conn.is_initiator if is_initiator is None else is_initiator
         self._wire: Wire = open_wire(conn)
@@ -101,16 +100,16 @@ class Connection(Muxer):
         self._streams: dict[int, Stream] = {}
         self._accepted, self._accepting = trio.open_memory_channel[Stream](yamux.STREAMS_MAX)
         self._queue = bytearray()
-        self._flusher = trio.lowlevel.ParkingLot()
-        self._congested = trio.lowlevel.ParkingLot()
+        self._flusher, self._congested = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        self.beater = trio.lowlevel.ParkingLot()  # for data that starts a rhythm
         self._scope = trio.CancelScope()
         self._ended: list[Callable[[], object]] = []
-        self._heard_at = 0.0
         self.idle_since = trio.current_time()  # while no channel is open
         self._watched: set[int] = set()  # streams of channels, which need to know of a dead peer
         self._alert = trio.lowlevel.ParkingLot()
         self._pings: dict[int, float] = {}  # not yet answered: the value, and when it was sent
 
+    _nursery: trio.Nursery  # from the start to the end
     # The interface for streams.
 
     @property
@@ -131,7 +130,8 @@ class Connection(Muxer):
     @property
     def congested(self) -> bool:
         """Whether writers must wait for the socket."""
-        return len(self._queue) > QUEUE_BYTES_MAX
+        held = self.padder.held_bytes if self.padder else 0
+        return len(self._queue) + held > QUEUE_BYTES_MAX
 
     async def wait_uncongested(self) -> None:
         """Wait until the queue has room, or the connection has ended."""
@@ -244,7 +244,14 @@ class Connection(Muxer):
             self.was_left = True
             self._core.go_away()
             self._pump()
+            if self.padder:
+                self.seal(self.padder.flush())
             self.abort("we closed it")
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until the connection ends."""
+        if not self.is_closed:
+            self._nursery.start_soon(self._guarded, task)
 
     def call_at_end(self, tell: Callable[[], object]) -> Callable[[], object]:
         """Have a function called when the connection ends; return a function that undoes this."""
@@ -263,6 +270,7 @@ class Connection(Muxer):
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     for task in (self._read, self._flush, self._watch):
                         nursery.start_soon(self._guarded, task)
                     self.event_started.set()
@@ -299,6 +307,9 @@ class Connection(Muxer):
             self._heard_at = trio.current_time()
             for event in self._core.receive(data):
                 self._apply(event)
+                if self.padder and isinstance(event, yamux.DataReceived):
+                    self.padder.touch(self._heard_at)
+                    self.beater.unpark_all()
             self._pump()
 
     def _apply(self, event: yamux.Event) -> None:
@@ -333,8 +344,20 @@ class Connection(Muxer):
             self._streams[stream_id] = stream
 
     def _pump(self) -> None:
-        """Encrypt what the core has to say; send it if the socket takes it, else queue it."""
+        """Send what the core has to say, or have it wait for the next beat."""
         frames = self._core.frames_to_send()
+        if frames and self.padder:
+            frames = self.padder.put(frames, trio.current_time())
+            self.beater.unpark_all()
+        self.seal(frames)
+
+    def beat(self, padder: Padder) -> None:
+        """Send the cell of one beat."""
+        self.seal(padder.beat(trio.current_time(), is_behind=bool(self._queue)))
+        self._congested.unpark_all()
+
+    def seal(self, frames: list[bytes]) -> None:
+        """Encrypt frames; send them if the socket takes them, else queue them."""
         if not frames or self.is_closed:
             return
         sealed = self._wire.seal(frames)

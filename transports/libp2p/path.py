@@ -30,6 +30,7 @@ from transports.libp2p.extension import EXTEND
 from transports.libp2p.host import log, protocol_id
 from transports.libp2p.muxer import Connection
 from transports.libp2p.noise_records import StreamPipe
+from transports.libp2p.padding import Shape
 
 RELAY_S_MAX = 4.0
 """For a relay to be reached: a stage keeps a session for 5 s after its requester was lost."""
@@ -71,12 +72,24 @@ class Extension:
         below: reaches the relays.
         network: of which swarm they are.
         relays: the first one that answers is kept as long as it does.
+        pace_ms: in what rhythm the relay is to pass bytes on; 0: as they come.
+        silent: those that did not answer of late, which others may share.
+        shape: what the relays, and who watches their lines, get to see of sizes and times.
     """
 
-    def __init__(self, below: Below, network: str, relays: Relays) -> None:
-        self._below, self._relays = below, relays
+    def __init__(
+        self,
+        below: Below,
+        network: str,
+        relays: Relays,
+        shape: Shape | None = None,
+        silent: Blocklist | None = None,
+        pace_ms: int = 0,
+    ) -> None:
+        self._below, self._relays, self.shape = below, relays, shape
         self._protocol = protocol_id(network, EXTEND)
-        self._silent = Blocklist()
+        self._pace_ms = pace_ms
+        self._silent = silent or Blocklist()
         self.current: PeerId | None = None
         """The relay in use."""
 
@@ -99,7 +112,7 @@ class Extension:
         Raises:
             PeerUnavailable: no relay answers, or the one that does cannot reach the peer.
         """
-        request = messages.connect_request(ID.from_string(peer))
+        request = messages.connect_request(ID.from_string(peer), self._pace_ms)
         stream = await self._ask(request, peer)
         assert self.current
         return PathPipe(stream, self.current, peer)

@@ -21,10 +21,17 @@ from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from transports.libp2p import circuit_messages as messages
-from transports.libp2p.circuit_messages import HOP, MESSAGE_BYTES_MAX, STOP, CircuitStatus
+from transports.libp2p.circuit_messages import (
+    HOP,
+    MESSAGE_BYTES_MAX,
+    STOP,
+    CircuitStatus,
+    ConnectTo,
+)
 from transports.libp2p.guest_passage import let_guests_through
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
+from transports.libp2p.padding import Beats
 from transports.libp2p.relay_limits import Bucket, RelayLimits, RelayTable, site_of
 from transports.libp2p.stream import Stream
 
@@ -166,15 +173,23 @@ class Relay:
         if target is None:
             await messages.hang_up(stream)
             return
-        found, other = target
+        found, asked = target
         try:
-            await self._carry(stream, found)
+            await self._carry(stream, found, self._pace_s(asked))
         finally:
-            self._table.ended(peer, other)
+            self._table.ended(peer, asked.peer)
             stream.abort()
             found.abort()
 
-    async def _hear(self, stream: Stream, connection: Connection) -> tuple[End, ID] | None:
+    def _pace_s(self, asked: ConnectTo) -> float:
+        """Return how much time is between two pieces of what is carried; 0: they go as they come.
+
+        What hidden peers say is in no rhythm.
+        """
+        del asked
+        return 0.0
+
+    async def _hear(self, stream: Stream, connection: Connection) -> tuple[End, ConnectTo] | None:
         """Answer one request; return the way to the other peer if it was for a circuit.
 
         That circuit is counted then, and must be given back.
@@ -197,7 +212,7 @@ class Relay:
         else:
             status, found = await self._connect(connection, asked.peer)
             stream.send_now(messages.hop_answer(status))
-            return (found, asked.peer) if found else None
+            return (found, asked) if found else None
         return None
 
     def _reserve(self, connection: Connection) -> bytes:
@@ -253,23 +268,31 @@ class Relay:
                     found.abort()
         return (CircuitStatus.OK, found) if is_open else (CircuitStatus.CONNECTION_FAILED, None)
 
-    async def _carry(self, one: End, other: End) -> None:
+    async def _carry(self, one: End, other: End, pace_s: float) -> None:
         """Pass on bytes both ways, until both ends are done or one of them is gone."""
         limits = self._table.limits
         with trio.move_on_after(IDLE_S_MAX) as patience:
             async with trio.open_nursery() as nursery:
                 for source, target in ((one, other), (other, one)):
                     rate = Bucket(limits.circuit_bytes_per_s, limits.burst_bytes / 4)
-                    nursery.start_soon(self._pump, source, target, rate, patience)
+                    beats = Beats(pace_s) if pace_s else None
+                    nursery.start_soon(self._pump, source, target, rate, patience, beats)
 
     async def _pump(
-        self, source: End, target: End, rate: Bucket, patience: trio.CancelScope
+        self,
+        source: End,
+        target: End,
+        rate: Bucket,
+        patience: trio.CancelScope,
+        beats: Beats | None,
     ) -> None:
         """Pass on bytes one way; what the target does not take stays unread at the source."""
         while True:
             await source.wait_buffered(1)
             if not source.buffer:
                 break
+            if beats:
+                await trio.sleep(beats.wait_s(trio.current_time()))
             await target.wait_room(or_end=False)
             if not target.room():
                 break  # it is gone

@@ -13,6 +13,8 @@ import trio
 from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
+from transports.libp2p.padding import Padder
+
 
 class Muxer(IMuxedConn):
     """What a stream needs from the connection that carries it."""
@@ -21,6 +23,8 @@ class Muxer(IMuxedConn):
     """Why the connection ended."""
     was_left: bool
     """Whether one side said goodbye."""
+    padder: Padder | None = None
+    """Fills up what is sent, where both ends have agreed to that."""
 
     @property
     @abstractmethod

@@ -31,7 +31,7 @@ from transports.base import (
 )
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
-from transports.libp2p.channel import StreamChannel, frame
+from transports.libp2p.channel import StreamChannel, framed_for
 from transports.libp2p.circuit import Circuits
 from transports.libp2p.dialler import Dialler
 from transports.libp2p.dialling import CIRCUIT, REACHED, libp2p_id, parse_address
@@ -58,6 +58,7 @@ from transports.libp2p.host_run import leave, run_host
 from transports.libp2p.library_channel import open_library, wrap
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
+from transports.libp2p.padded import Padding
 from transports.libp2p.path import Extension, dial_over
 from transports.libp2p.peer_finding import Lookout
 from transports.libp2p.punching import Punches
@@ -112,15 +113,15 @@ class Libp2pTransport:
         self._lookout = lookout
         self._gossip = gossip
         self._identity = identity
-        self._network = reach.network
-        self.was_dialled = False
+        self._network, self.was_dialled = reach.network, False
         self._moved = self._elsewhere = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: weakref.WeakValueDictionary[tuple[PeerId, bool], trio.Lock] = (
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
-        self._dialler = Dialler(host, self.circuits, is_private=self._private, is_hiding=bool(via))
+        made = self.circuits, Padding(host, reach.network, via)
+        self._dialler = Dialler(host, *made, is_private=self._private, is_hiding=bool(via))
         self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
         self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
         self.circuits.watch.has_direct = partial(has_direct, host)
@@ -144,8 +145,7 @@ class Libp2pTransport:
         """Ways from circuits to direct connections."""
         self.circuits.on_begin, self.circuits.on_call = self.punches.begin, self.punches.called
         self.reach.touched = self.punches.touched
-        self._relaying = reach.relaying
-        limits = RelayLimits.of(reach.relay_mbit)
+        self._relaying, limits = reach.relaying, RelayLimits.of(reach.relay_mbit)
         self.relay = Relay(host, limits, self._where, time.time, self._relays_for_others)
         self.extender = self._make_extender(limits)
         """Carries what others say who do not want to be seen."""
@@ -252,7 +252,7 @@ class Libp2pTransport:
         return None
 
     def _note_mapping(self) -> None:
-        found = self.port_keeper.mapping if self.port_keeper else None
+        found = self.port_keeper and self.port_keeper.mapping
         self.reach.map([found.address] if found else [])
 
     def _look_for_router(self) -> None:
@@ -353,7 +353,6 @@ class Libp2pTransport:
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
-        framed = frame(first) if first else b""
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
             if protocol in self.punches.patient and is_relayed(muxed):
@@ -362,6 +361,7 @@ class Libp2pTransport:
             if not isinstance(muxed, Connection):
                 return await open_library(self._host, peer, name, first)
             try:
+                framed = framed_for(muxed, first) if first else b""
                 return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:

@@ -20,6 +20,9 @@ HEADER: Final = struct.Struct("!BBHII")
 HEADER_BYTES: Final = HEADER.size
 
 DATA, WINDOW, PING, GO_AWAY = range(4)
+PAD: Final = 0x50
+"""Our own, with a body that says nothing; only for a remote that has agreed to it (`padding`)."""
+
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 NORMAL, PROTOCOL_ERROR = 0, 1
 
@@ -117,6 +120,13 @@ class _Stream:
     ack: int = 0  # the ACK flag, until our first frame carries it
     finished: bool = False
     remote_finished: bool = False
+
+
+def padding_frame(size: int) -> bytes:
+    """Return a frame of this many bytes, header included, that says nothing."""
+    body = size - HEADER_BYTES
+    assert 0 <= body <= FRAME_BODY_BYTES_MAX, "one frame of padding"
+    return HEADER.pack(0, PAD, 0, 0, body) + bytes(body)
 
 
 class Yamux:
@@ -265,6 +275,10 @@ class Yamux:
         elif kind == GO_AWAY:
             self._gone = True
             events.append(WentAway(length))
+        elif kind == PAD:
+            if length > FRAME_BODY_BYTES_MAX:
+                raise YamuxViolation(f"padding of {length} bytes")
+            self._body_left, self._body_id, self._body_ends = length, 0, False
         else:
             raise YamuxViolation(f"frame of unknown kind {kind}")
 

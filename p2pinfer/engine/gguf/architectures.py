@@ -21,6 +21,7 @@ from enum import Enum
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.engine.gguf.model_header import ModelInfo, drafting_blocks, split_layer
 from p2pinfer.engine.gguf.reader import GgufHeader
+from p2pinfer.engine.gguf.refused import REFUSED
 from p2pinfer.engine.gguf.values import Array, Value, ValueType
 
 Derived = Callable[[GgufHeader, ModelInfo], dict[str, Value]]
@@ -90,6 +91,8 @@ class Rules:
     say which; None: those without heads for keys and values."""
     layer_norm: bool = False
     """Means are taken off in norms (LayerNorm), as in no architecture that stands in for ends."""
+    multiplies_logits: bool = False
+    """By a factor; what stands in for ends divides by one, which is not the same."""
     head_norm: str = "output_norm.weight"
     """The tensor in front of the head."""
     out_of_layer: str = "l_out"
@@ -155,8 +158,15 @@ _EMBEDDED, _SCALED, _GIVEN = "embd", "inp_scaled", "model.input_embed"
 
 RULES: Mapping[str, Rules] = {
     # Nothing depends on a layer's number.
+    "arcee": Rules(models="Arcee AFM"),
+    "arctic": Rules(models="Snowflake Arctic"),
+    "ernie4_5": Rules(models="ERNIE 4.5, dense"),
+    "exaone": Rules(models="EXAONE 3 and 3.5"),
     "exaone4": Rules(models="EXAONE 4.0 1.2B"),
+    "hunyuan-dense": Rules(models="Hunyuan, dense"),
     "hunyuan-moe": Rules(models="Hunyuan A13B"),
+    "internlm2": Rules(models="InternLM 2 and 3", head_everywhere=True),
+    "jais2": Rules(models="Jais 2", layer_norm=True),
     "llama": Rules(models="Llama 1 to 3, Mistral, Mixtral, R1 distilled into Llama, SmolLM2"),
     "mistral3": Rules(models="Ministral 3, Devstral 2"),
     "phi3": Rules(models="Phi 3 and 4"),
@@ -165,7 +175,10 @@ RULES: Mapping[str, Rules] = {
     "qwen3moe": Rules(models="Qwen 3 30B-A3B, 235B-A22B, Coder"),
     "seed_oss": Rules(models="Seed-OSS 36B"),
     "starcoder2": Rules(models="StarCoder 2"),
+    "dbrx": Rules(models="DBRX", head_everywhere=True, layer_norm=True),
     "minimax-m2": Rules(models="MiniMax M2", head_everywhere=True),
+    "nemotron": Rules(models="Nemotron 4, Minitron", head_everywhere=True, layer_norm=True),
+    "olmoe": Rules(models="OLMoE", head_everywhere=True),
     "phimoe": Rules(models="Phi 3.5 MoE", head_everywhere=True),
     "qwen2moe": Rules(models="Qwen 1.5 and 2 MoE", head_everywhere=True),
     # The embedding is scaled.
@@ -178,6 +191,12 @@ RULES: Mapping[str, Rules] = {
         derived=_minicpm_scale,
     ),
     "gemma": Rules(models="Gemma 1", scales_by_width=True, rows_into=_SCALED),
+    "grok": Rules(
+        models="Grok 1 and 2",
+        scales_embeddings=True,
+        scale_default=78.38367176906169,
+        multiplies_logits=True,
+    ),
     # Positions have several directions, for pictures, or embeddings are taken for pictures.
     "glm4": Rules(models="GLM 4", rows_into=_EMBEDDED),
     "glm4moe": Rules(models="GLM 4.5, 4.6, 4.7", dense_lead=True, rows_into=_EMBEDDED),
@@ -188,7 +207,9 @@ RULES: Mapping[str, Rules] = {
         models="Qwen 3 VL MoE, text alone", rows_into=_EMBEDDED, left_out=("n_deepstack_layers",)
     ),
     # The first layers are dense.
+    "bailingmoe": Rules(models="Ling 1", dense_lead=True, head_everywhere=True),
     "bailingmoe2": Rules(models="Ling 2", dense_lead=True, head_everywhere=True),
+    "deepseek": Rules(models="DeepSeek 1 MoE", dense_lead=True),
     "deepseek2": Rules(
         models="DeepSeek V2, V3, R1; Kimi K2; GLM 4.7 Flash",
         dense_lead=True,
@@ -202,8 +223,15 @@ RULES: Mapping[str, Rules] = {
             "interleave_moe_layer_step": ((1,), "which of its layers have experts goes by number")
         },
     ),
+    "hy_v3": Rules(models="Hunyuan 3", dense_lead=True),
     "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
     # Some layers are windowed.
+    "exaone-moe": Rules(
+        models="K-EXAONE",
+        windows=Windows(period=4, in_zeros=True),
+        dense_lead=True,
+        head_everywhere=True,
+    ),
     "gemma2": Rules(
         models="Gemma 2",
         windows=Windows(period=2),
@@ -233,6 +261,9 @@ RULES: Mapping[str, Rules] = {
     "laguna": Rules(
         models="Laguna", windows=Windows(period=4, full_first=True, optional=True), dense_lead=True
     ),
+    "mellum": Rules(
+        models="Mellum 2", windows=Windows(period=4, optional=True), head_everywhere=True
+    ),
     "mimo2": Rules(models="MiMo V2", windows=Windows(), dense_lead=True, head_everywhere=True),
     "olmo2": Rules(
         models="OLMo 2 and 3", windows=Windows(period=4, optional=True), head_everywhere=True
@@ -251,6 +282,14 @@ RULES: Mapping[str, Rules] = {
         out_of_last="h_nextn",
     ),
     # Every fourth layer goes without positions.
+    "afmoe": Rules(
+        models="Arcee Trinity",
+        windows=Windows(period=4),
+        period=4,
+        dense_lead=True,
+        scales_by_width=True,
+        rows_into="inp_embd_scaled",
+    ),
     "llama4": Rules(
         models="Llama 4 Scout, Maverick",
         period=4,
@@ -301,25 +340,6 @@ RULES: Mapping[str, Rules] = {
     ),
 }
 """The architectures that split exactly, by their names in GGUF files."""
-
-_SHORT_SIGHT = "its attention picks positions with an index that several layers share"
-_STREAMS = "its layers pass on several streams of rows"
-_STATES = "its layers keep a state, and nobody has proven yet that they split"
-REFUSED: Mapping[str, str] = {
-    "bailingmoe3": _STATES,
-    "command-r": "llama.cpp wants other tensors of it if it has 64 layers or more",
-    "deepseek32": _SHORT_SIGHT,
-    "deepseek4": f"{_STREAMS}, and some take the tokens themselves",
-    "gemma3n": "its layers take more than the rows that the layer before gives",
-    "glm-dsa": _SHORT_SIGHT,
-    "glm5-next": _STREAMS,
-    "hy_v4": _STREAMS,
-    "kimi-k3": "its layers look back at the outputs of earlier ones",
-    "kimi-linear": _STATES,
-    "minimax-m3": _SHORT_SIGHT,
-    "qwen4exp": _STREAMS,
-}
-"""Reasons; any other architecture is refused because it is not proven."""
 
 NORM_TENSORS = ("output_norm.weight", "output_norm.bias", _LFM2_NORM)
 ROPE_FREQUENCIES = "rope_freqs.weight"

@@ -72,10 +72,12 @@ def check_bare(header: GgufHeader, info: ModelInfo, rules: Rules) -> None:
                 f"an end of {info.name} must keep a layer: it has a tensor {name!r}, and no other"
                 " architecture that llama.cpp knows stands in for its head; say --keep-layers 1"
             )
-    if rules.layer_norm:
+    odd = "the norm in front of its head" if rules.layer_norm else ""
+    odd = odd or ("its logits' factor" if rules.multiplies_logits else "")
+    if odd:
         raise UserError(
             f"an end of {info.name} must keep a layer: no other architecture that llama.cpp knows"
-            " stands in for the norm in front of its head; say --keep-layers 1"
+            f" stands in for {odd}; say --keep-layers 1"
         )
 
 

@@ -214,7 +214,8 @@ def _layer_metadata(
         changes[f"{prefix}.{DRAFTING_BLOCKS_KEY}"] = count
     lead = header.integer(f"{prefix}.{DENSE_LEAD_KEY}")
     if rules.dense_lead and lead is not None:
-        held = min(max(lead - first, 0), end - first)
+        begin = first - first % rules.period  # zeros in front are of their layers' kind
+        held = min(max(lead - begin, 0), end - begin)
         changes[f"{prefix}.{DENSE_LEAD_KEY}"] = Value.of(ValueType.UINT32, held)
     changes |= dict.fromkeys(f"{prefix}.{suffix}" for suffix in rules.left_out)
     if rules.derived:

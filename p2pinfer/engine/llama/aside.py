@@ -18,7 +18,7 @@ from typing import Final
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.engine.llama.binding import Slice, Span
-from p2pinfer.engine.llama.kv_state import KvState
+from p2pinfer.engine.llama.kv_state import KvState, Words
 
 ANSWERED_NS: Final = 30 * 1_000_000_000
 """How long a session counts as being answered: a slow chain takes seconds for a token."""
@@ -110,14 +110,23 @@ class Aside:
             return self._aside, self._moved[slot]
         return self._home, slot
 
-    def cells(self, slot: int, bytes_max: int) -> KvState:
+    def size(self, slot: int, bytes_max: int) -> tuple[int, int]:
+        """Return how many positions a session has, and their bytes in a copy.
+
+        Raises:
+            EngineError: as ``Slice.size``.
+        """
+        part, there = self._place_of(slot)
+        return part.size(there, bytes_max)
+
+    def cells(self, slot: int, bytes_max: int, room: Words) -> KvState:
         """Return a copy of a session's cells, for a slice of one session.
 
         Raises:
             EngineError: as ``Slice.cells``.
         """
         part, there = self._place_of(slot)
-        return part.cells(there, bytes_max, streams=1)
+        return part.cells(there, bytes_max, streams=1, room=room)
 
     def forget(self, slot: int) -> None:
         """Free the cells of a session that is over."""

@@ -33,7 +33,7 @@ from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.bare_ends import LAYERS_BEFORE_KEY, LAYERS_KEY
 from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.llama.ggml import Ggml
-from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
+from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState, Words
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
@@ -303,19 +303,33 @@ class Slice:
             return
         to._put(to_slot, self._state(slot, more=to.sessions)[slot:], self._lengths[slot])
 
-    def cells(self, slot: int, bytes_max: int, streams: int = 0) -> KvState:
+    def size(self, slot: int, bytes_max: int) -> tuple[int, int]:
+        """Return how many positions a session has, and the bytes of ``cells``; raises like it."""
+        if not self._lengths[slot]:
+            raise EngineError("the session holds no positions")
+        size = api.llama_state_seq_get_size(self.ctx, slot)
+        if size > bytes_max:
+            raise CannotCopy(f"the session's cells are more than {bytes_max >> 20} MiB")
+        return self._lengths[slot], size
+
+    def cells(
+        self, slot: int, bytes_max: int, streams: int = 0, room: Words | None = None
+    ) -> KvState:
         """Return a copy of a session's K and V rows, for slices of up to ``streams`` sessions.
+
+        Args:
+            slot: the session.
+            bytes_max: refuse if they are longer.
+            streams: of the slices that they may be given to.
+            room: zeros to keep them in, if they are enough.
 
         Raises:
             CannotCopy: they are more than ``bytes_max``.
             EngineError: it holds no positions, llama.cpp keeps them in another way, or memory ran
                 out.
         """
-        if not self._lengths[slot]:
-            raise EngineError("the session holds no positions")
-        if api.llama_state_seq_get_size(self.ctx, slot) > bytes_max:
-            raise CannotCopy(f"the session's cells are more than {bytes_max >> 20} MiB")
-        return KvState(self._state(slot, more=streams)[slot:])
+        self.size(slot, bytes_max)
+        return KvState(self._state(slot, more=streams, room=room)[slot:])
 
     def restore(self, slot: int, cells: KvState, positions: int) -> None:
         """Give a slot the first positions of what ``cells`` returned; raises EngineError."""
@@ -323,7 +337,7 @@ class Slice:
         self._put(slot, cells.words, cells.positions)
         self.truncate(slot, positions)
 
-    def _put(self, slot: int, state: NDArray[np.uint32], positions: int) -> None:
+    def _put(self, slot: int, state: Words, positions: int) -> None:
         """Fill a free slot with a state in which the first stream holds the session."""
         # The number of streams, then each one's cells: zero but for one's, wherever it is read to.
         state[HEAD_WORDS - 1] = self.sessions
@@ -331,14 +345,16 @@ class Slice:
             raise EngineError(f"llama.cpp could not move a session: {_last_error()}")
         self._lengths[slot] = positions
 
-    def _state(self, slot: int, more: int = 0) -> NDArray[np.uint32]:
+    def _state(self, slot: int, more: int = 0, room: Words | None = None) -> Words:
         """Return what llama.cpp knows of a session, and zeros behind it, as 32-bit words.
 
         The head is repeated before the session's own stream, so that it may be the first one.
         """
         size = api.llama_state_seq_get_size(self.ctx, slot)
+        words = size // 4 + more
         try:
-            found = np.zeros(size // 4 + more, np.uint32)
+            has_room = room is not None and len(room) >= words
+            found = room[:words] if room is not None and has_room else np.zeros(words, np.uint32)
         except MemoryError as error:
             raise EngineError(f"memory ran out for a session's move: {NEEDS_LESS}") from error
         api.llama_state_seq_get_data(self.ctx, _bytes_of(found), size, slot)
@@ -484,7 +500,7 @@ class Slice:
         return found
 
 
-def _bytes_of(words: NDArray[np.uint32]) -> Any:
+def _bytes_of(words: Words) -> Any:
     return words.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 

@@ -73,10 +73,10 @@ def shares_folder() -> Path | None:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
-    """Wait until no other engine of this machine is in such a block, as far as they share."""
+def in_turn(what: str = "turn") -> Iterator[None]:
+    """Wait until no other engine of this machine is in a block of this name, if they share."""
     folder = shares_folder()
-    files = _opened(folder, ["turn"]) if folder else []
+    files = _opened(folder, [what]) if folder else []
     try:
         for file in files:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,5 +1,6 @@
 """One slice in a worker: how it computes here, and the rows that wait for it."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
+from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import CannotCopy
+from p2pinfer.engine.base import CannotCopy, EngineBusy
 from p2pinfer.engine.cores import thread_counts
 from p2pinfer.engine.frames import (
     PartConfig,
@@ -22,16 +24,20 @@ from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Slice, Span
 from p2pinfer.engine.llama.core_shares import CoreShares, Threads
-from p2pinfer.engine.llama.kv_state import KvState
+from p2pinfer.engine.llama.kv_state import KvState, Words
 from p2pinfer.engine.llama.memory import aside_sessions
-from p2pinfer.engine.llama.pacing import Pacing
+from p2pinfer.engine.llama.pacing import Pacing, beside
 from p2pinfer.engine.llama.probed import probed
 from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
 COPIED_BYTES_MAX = 48 << 20
-"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
-the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
+"""Of a session's cells, which others wait for: some 6 ms, in memory that was made ready before.
+That is 4,096 positions of 16 layers of the default model, and 1,500 of 8 layers of an 8B one. An
+opening holds them, and steps besides."""
+
+GROWTH_POSITIONS = 256
+"""That a session may read while the memory for its copy is made ready: some decodes."""
 
 
 @dataclass(slots=True)
@@ -154,21 +160,46 @@ class LoadedPart:
             closed=self.closed,
         )
 
-    def copy(self, slot: int, positions: int) -> str:
+    def copy(self, slot: int, positions: int, let_others: Callable[[], bool]) -> str:
         """Keep a copy of a session's first positions; return in which numbers V is kept.
+
+        Args:
+            slot: of the session.
+            positions: it must hold as many.
+            let_others: as for ``trace``.
 
         Raises as ``EngineSession.copy``; then nothing is kept.
         """
         self.drop()
         if self.closed:
             raise CannotCopy(self.closed)
-        cells = self._places.cells(slot, COPIED_BYTES_MAX)
-        if cells.positions < positions:
-            raise EngineError(f"the session holds {cells.positions} positions")
-        # Made for this copy: others' sessions keep all their cells, and go on in its pauses.
-        part = self._load(sessions=1, context=cells.positions, like=self.slice)
+        held, size = self._places.size(slot, COPIED_BYTES_MAX)
+        context = held + GROWTH_POSITIONS
+        # The system may take long to find so much memory, when others use nearly all of it.
+        room, part = beside(partial(self._make_room, size * context // held, context), let_others)
+        try:
+            cells = self._places.cells(slot, COPIED_BYTES_MAX, room)
+            if cells.positions < positions:
+                raise EngineError(f"the session holds {cells.positions} positions")
+            if cells.positions > context:
+                raise EngineBusy("the session is reading a prompt")
+        except EngineError:
+            part.close()
+            raise
         self._copy = _Copy(cells, part)
         return cells.values_type
+
+    def _make_room(self, size: int, context: int) -> tuple[Words, Slice]:
+        """Return memory for a copy, which is zero, and a context to run rows behind it.
+
+        It is made for this copy: others' sessions keep all their cells, and go on in its pauses.
+        """
+        try:
+            room = np.empty(size // 4, np.uint32)
+        except MemoryError as error:
+            raise EngineError(f"memory ran out for a copy: {NEEDS_LESS}") from error
+        ctypes.memset(room.ctypes.data, 0, room.nbytes)  # the system gives it only now
+        return room, self._load(sessions=1, context=context, like=self.slice)
 
     def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         """Return K and V rows of the copy; raises EngineError if there is none."""

@@ -11,7 +11,10 @@ speed that it would have alone, as far as nobody then waits for it longer than a
 
 import time
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 OTHERS_SHARE: Final = 10
 """How many times the trace's own time others may decode while it goes on. Seven prompts of 64 rows
@@ -23,6 +26,24 @@ LATE_NS: Final = 8_000_000_000
 MOMENT_NS: Final = 25_000_000
 """That a late trace may run after others have decoded for as long, with a step behind it that may
 take as long again."""
+
+LOOK_S: Final = 0.001
+"""How long those who come wait at most, while others' work goes on in a thread."""
+
+
+def beside(work: Callable[[], T], let_others: Callable[[], bool]) -> T:
+    """Return or raise what ``work`` does in a thread, in which it calls what takes long in C.
+
+    Args:
+        work: for nobody's answer.
+        let_others: decodes once what waits, and says whether anything did.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(work)
+        while not done.done():
+            if not let_others():
+                wait([done], LOOK_S)
+        return done.result()
 
 
 class Pacing:

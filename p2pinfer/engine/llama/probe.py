@@ -14,13 +14,15 @@ padded to 48 rows.
 A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
 slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
 most settings comes first, and the first contradiction ends a try. What was found out about slices
-of the same kinds of layers is tried first: after a move, that is all.
+of the same kinds of layers is tried first: after a move, that is all; and of engines that start
+together on one machine, one searches for the others.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.engine.cores import label, thread_counts
 from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
+from p2pinfer.engine.llama.core_shares import in_turn
 
 _VERSION = 5
 _FILL_ROWS = 9 * BLOCK_ROWS
@@ -108,6 +111,7 @@ def probe(
     is_most: bool = False,
     gpu: Gpu | None = None,
     why_not_cpu: str = "",
+    shared: Path | None = None,
 ) -> Probe:
     """Return the cached probe of a slice, or run and cache one, with the settings ruled out.
 
@@ -120,23 +124,44 @@ def probe(
             kept beside ``cache``, and tried first.
         gpu: where to compute rather than on the CPU.
         why_not_cpu: a reason not to fall back on the CPU where the GPU computes nothing exactly.
+        shared: a folder where all of this machine's engines keep the latter, too.
 
     Raises:
         UnsupportedModel: no settings give the same bits for every chunking.
         EngineError: none can be run: llama.cpp crashes, or memory runs out.
     """
-    build, cpu = build_fingerprint(), cpu_features()
-    key = f"{_VERSION} {threads} {build} {cpu}"
+    key = f"{_VERSION} {threads} {build_fingerprint()} {cpu_features()}"
     if gpu:
         key += f" {gpu.fingerprint}{' alone' if gpu.is_named else ''}"
     if kept := _known(cache, key):
         return kept.probe
-    alike = cache.with_name(f"kinds-{kinds}-{label(threads, is_most=is_most)}.json")
-    if known := _known(alike, key):
-        found = tries.attempt(known.settings)
-        if isinstance(found, Probe):
-            _keep(known.report | {"probe": asdict(found)}, cache, alike)
-            return found  # if not, that was true of another slice; here all are tried
+    name = f"kinds-{kinds}-{label(threads, is_most=is_most)}.json"
+    alike = [folder / name for folder in (cache.parent, shared) if folder]
+    search = partial(
+        _search, tries, threads, key, is_most=is_most, gpu=gpu, why_not_cpu=why_not_cpu
+    )
+    with in_turn(name):  # of engines that start together, one searches
+        known = next(filter(None, (_known(path, key) for path in alike)), None)
+        if known is None:
+            return search([cache, *alike])
+    found = tries.attempt(known.settings)
+    if not isinstance(found, Probe):  # it was true of another slice; here all are tried
+        return search([cache, *alike])
+    _keep(known.report | {"probe": asdict(found)}, [cache, *alike])
+    return found
+
+
+def _search(
+    tries: Tries,
+    threads: int,
+    key: str,
+    paths: Sequence[Path],
+    *,
+    is_most: bool,
+    gpu: Gpu | None,
+    why_not_cpu: str,
+) -> Probe:
+    """Try all settings, and keep in files what was found; raises as ``probe``."""
     search = _Search(tries.attempt)
     found, times = None, list[tuple[Settings, float]]()
     if gpu:
@@ -147,17 +172,17 @@ def probe(
         report = {
             "key": key,
             "probe": asdict(found),
-            "build": build,
-            "cpu": cpu,
+            "build": build_fingerprint(),
+            "cpu": cpu_features(),
             "gpu": str(gpu) if gpu else "",
             "ruled_out": [{"settings": asdict(each), "why": why} for each, why in search.ruled_out],
             "measured_s": [[asdict(each), seconds] for each, seconds in times],
         }
-        _keep(report, cache, alike)
+        _keep(report, paths)
     return found
 
 
-def _keep(report: dict[str, Any], *paths: Path) -> None:
+def _keep(report: dict[str, Any], paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(OSError):  # a full disk: the slice is probed again next time
             path.write_text(json.dumps(report))

@@ -10,6 +10,7 @@ from p2pinfer.engine.gguf.layer_kinds import kinds_digest
 from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import build_fingerprint
 from p2pinfer.engine.llama.candidate import attempt, measured
+from p2pinfer.engine.llama.core_shares import shares_folder
 from p2pinfer.engine.llama.memory import available_bytes, mib
 from p2pinfer.engine.llama.probe import Probe, Tries, probe
 from p2pinfer.engine.llama.speeds import measured_once
@@ -27,13 +28,19 @@ def probed(part: PartConfig, named: int | None, most: int, gpu: Gpu | None = Non
     threads, is_most, path = named or most, named is None, Path(part.path)
     name = label(threads, is_most=is_most)
     suffix = gpu.suffix if gpu else ""
-    speeds = path.with_name(f"speeds-{kinds_digest(path, layers_only=True)}-{name}{suffix}.json")
+    speeds = f"speeds-{kinds_digest(path, layers_only=True)}-{name}{suffix}.json"
+    shared = shares_folder()
     on = gpu.fingerprint if gpu else ""
     here = f"{build_fingerprint()} {cpu_features()}" + (f" {on}" if gpu else "")
     return probe(
         Tries(
             partial(attempt, part, device=on),
-            partial(measured_once, partial(measured, part), speeds, here),
+            partial(
+                measured_once,
+                partial(measured, part),
+                [folder / speeds for folder in (path.parent, shared) if folder],
+                here,
+            ),
         ),
         threads,
         Path(f"{part.path}.probe-{name}{suffix}.json"),
@@ -41,6 +48,7 @@ def probed(part: PartConfig, named: int | None, most: int, gpu: Gpu | None = Non
         is_most=is_most,
         gpu=gpu,
         why_not_cpu=_why_not_cpu(path) if gpu else "",
+        shared=shared,
     )
 
 

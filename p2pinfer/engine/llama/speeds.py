@@ -90,7 +90,7 @@ def _measure_alike(
 
 def measured_once(
     measure: Callable[[Sequence[Settings]], list[float]],
-    path: Path,
+    paths: Sequence[Path],
     key: str,
     choices: Sequence[Settings],
 ) -> list[float]:
@@ -100,19 +100,21 @@ def measured_once(
 
     Args:
         measure: returns nothing where it failed.
-        path: the file, which slices with layers of the same kinds share.
+        paths: the files, which slices with layers of the same kinds share; any will do.
         key: what the figures hold for.
         choices: the settings.
     """
     asked = [key, [asdict(each) for each in choices]]
     with in_turn():
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.read_text())
-            if kept["asked"] == asked:
-                return [float(each) for each in kept["seconds"]]
+        for path in paths:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                kept = json.loads(path.read_text())
+                if kept["asked"] == asked:
+                    return [float(each) for each in kept["seconds"]]
         if seconds := measure(choices):
-            with suppress(OSError):  # a full disk: it is measured again next time
-                path.write_text(json.dumps({"asked": asked, "seconds": seconds}))
+            for path in paths:
+                with suppress(OSError):  # a full disk: it is measured again next time
+                    path.write_text(json.dumps({"asked": asked, "seconds": seconds}))
         return seconds
 
 

@@ -105,6 +105,20 @@ class LearningState:
         )
 
 
+def rate_share(number: int, rounds: int, left: float) -> float:
+    """Return at which share of a task's rate a round is learned: less in each, as all settle.
+
+    But whoever has much left to learn, as sums with its lessons were refused or it came late, is
+    not slowed down.
+
+    Args:
+        number: of the round, from 1.
+        rounds: of the task.
+        left: the loss of the member's lessons, in parts of what it was at first.
+    """
+    return max(1 - (number - 1) / rounds, min(left, 1.0))
+
+
 def mean_loss(network: Network, numbers: Floats, examples: Sequence[Example]) -> float:
     """Return the mean loss of some examples."""
     b = network.trained.views(numbers)

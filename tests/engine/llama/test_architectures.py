@@ -22,6 +22,7 @@ from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
 from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.refused import REFUSED
 from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
     extents,
@@ -88,8 +89,25 @@ def difference(model: Path, name: str, how: Questions, folder: Path) -> float:
 
 
 USUAL = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "MXFP4")
-IN_BRIEF = ("llama4-interleaved", "step35-drafting")
-"""Others of their architecture are in all quantisations."""
+IN_BRIEF = (
+    "llama4-interleaved",
+    "step35-drafting",
+    "arcee",
+    "arctic",
+    "bailingmoe",
+    "dbrx",
+    "deepseek",
+    "ernie4_5",
+    "exaone",
+    "hunyuan-dense",
+    "hy_v3",
+    "internlm2",
+    "jais2",
+    "mellum",
+    "nemotron",
+    "olmoe",
+)
+"""Others of their architecture, or with the same rules, are in all quantisations."""
 HYBRIDS = [n for n, case in CASES.items() if RULES[case.recipe.architecture].is_hybrid]
 IN_ONE_QUANTISATION = "Q4_K_M"
 """All others of hybrids and of cases in brief are in ``test_all_of_it`` alone, to save time."""
@@ -117,7 +135,7 @@ def test_the_table_names_what_is_proven() -> None:
     """Here or by the models that are written by hand."""
     by_hand = {tiny.architecture for tiny in TINY.values()}
     assert set(RULES) == by_hand | {case.recipe.architecture for case in CASES.values()}
-    assert not set(RULES) & set(architectures.REFUSED)
+    assert not set(RULES) & set(REFUSED)
 
 
 @pytest.mark.parametrize(("name", "quantisation"), usual())
@@ -128,7 +146,9 @@ def test_slices_give_the_whole_models_logits(
     assert difference(models(name, quantisation), name, SHORT, tmp_path) == 0.0
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in HYBRIDS or n == "qwen3next"])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if n not in (*HYBRIDS, *IN_BRIEF) or n == "qwen3next"]
+)
 def test_slices_give_the_whole_models_logits_far_on(
     models: Models, name: str, tmp_path: Path
 ) -> None:
@@ -150,7 +170,9 @@ def test_all_of_it(
 @pytest.mark.parametrize(
     "name",
     [
+        "afmoe",
         "cohere2",
+        "exaone-moe",
         "gemma2",
         "gemma4",
         "gpt-oss",
@@ -171,10 +193,10 @@ def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
 
 
-NO_BARE_ENDS = ("cohere2", "phimoe", "starcoder2")
-"""Their heads have biases, or a norm that no other architecture has."""
+NO_BARE_ENDS = ("cohere2", "dbrx", "grok", "jais2", "nemotron", "phimoe", "starcoder2")
+"""Their heads have biases, or a norm or a factor that no other architecture has."""
 
-SCALED_OR_CAPPED = ("gemma", "gemma2", "gemma4", "granite", "minicpm", "minicpm-scaled")
+SCALED_OR_CAPPED = ("afmoe", "gemma", "gemma2", "gemma4", "granite", "minicpm", "minicpm-scaled")
 
 
 def bare_difference(model: Path, name: str, folder: Path) -> float:
@@ -223,6 +245,8 @@ def test_ends_without_layers_scale_as_the_whole_does(
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "gpt-oss": {"windows": None},
+    "grok": {"scales_embeddings": False},
+    "mellum": {"windows": None},
     "granitehybrid": {"scales_embeddings": False},
     "granite": {"scales_embeddings": False},
     "granitemoe": {"scales_embeddings": False},
@@ -244,7 +268,7 @@ def test_slices_without_a_rule_are_silently_wrong(
     assert difference(model, name, SHORT, tmp_path) > 0.01
 
 
-@pytest.mark.parametrize("name", ["gemma", "gemma2"])
+@pytest.mark.parametrize("name", ["afmoe", "gemma", "gemma2"])
 def test_rows_that_are_not_written_in_are_scaled(
     models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +292,7 @@ REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
     "bailingmoe2": {"head_everywhere": False},
     "deepseek2-lite": {"derived": None},
     "dots1": {"head_everywhere": False},
+    "exaone-moe": {"windows": Windows(period=4)},
     "gemma4": {"rope_of_full_layers": False},
     "gpt-oss": {"head_everywhere": False},
     "mimo2": {"head_everywhere": False},
@@ -293,7 +318,17 @@ def test_slices_without_a_rule_are_not_loaded(
 
 
 @pytest.mark.parametrize(
-    "name", ["bailingmoe2", "deepseek2", "dots1", "ernie4_5-moe", "glm4moe", "laguna"]
+    "name",
+    [
+        "afmoe",
+        "bailingmoe2",
+        "deepseek2",
+        "dots1",
+        "ernie4_5-moe",
+        "exaone-moe",
+        "glm4moe",
+        "laguna",
+    ],
 )
 def test_slices_that_count_no_dense_layers_of_their_own_are_not_loaded(
     models: Models, name: str, tmp_path: Path
@@ -382,7 +417,7 @@ def test_a_slice_of_one_kind_of_layer_ends_llama_cpp(
     assert b"GGML_ASSERT" in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["llama4", "smollm3"])
+@pytest.mark.parametrize("name", ["afmoe", "llama4", "smollm3"])
 def test_layers_counted_from_a_slices_first_are_silently_wrong(
     models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,8 +200,10 @@ def test_measurements_take_turns_and_are_kept(
 
     path = tmp_path / "speeds.json"
     for key, some, count in (("a", 2, 1), ("a", 2, 1), ("b", 2, 2), ("b", 1, 3)):
-        assert measured_once(measure, path, key, choices[:some]) == [1.0] * some
+        assert measured_once(measure, [path], key, choices[:some]) == [1.0] * some
         assert len(asked) == count
     path.write_text("{")
-    assert measured_once(lambda _: [], path, "b", choices) == []
-    assert measured_once(measure, path, "b", choices) == [1.0, 1.0]
+    assert measured_once(lambda _: [], [path], "b", choices) == []
+    other = tmp_path / "other.json"
+    assert measured_once(measure, [path, other], "b", choices) == [1.0, 1.0]
+    assert measured_once(lambda _: [], [tmp_path / "none.json", other], "b", choices) == [1.0, 1.0]

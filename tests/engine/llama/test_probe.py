@@ -3,6 +3,7 @@
 The slices here are fakes whose arithmetic has exactly one flaw each, which the probe must see.
 """
 
+import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
+from p2pinfer.engine.llama.core_shares import shares_folder
 from p2pinfer.engine.llama.probe import (
     CONTEXT,
     INEXACT,
     Attempt,
     Crash,
+    Probe,
     probe,
     try_settings,
 )
@@ -178,6 +181,33 @@ def test_only_the_first_layers_run(layers: int | None) -> None:
     loader = Loader(exact)
     assert try_settings(loader, Settings(2), tokens=False, layers=layers)  # type: ignore[arg-type]
     assert [each.layers for each in loader.loaded] == [{layers}]
+
+
+def test_engines_of_one_machine_search_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many homes they have: the next one tries first what the one before found."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shared = shares_folder()
+    assert shared
+    homes = [tmp_path / name for name in "ab"]
+    is_turn = list[bool]()
+
+    def ruled_out_in_turn(settings: Settings) -> Probe | Crash | None:
+        (lock,) = shared.glob("core-kinds-*")
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_turn.append(False)
+            except BlockingIOError:
+                is_turn.append(True)
+        return trying(Loader(repacking_is_inexact))(settings)
+
+    for home in homes:
+        home.mkdir()
+        attempt = tries(ruled_out_in_turn)
+        probe(attempt, 1, home / "slice.probe.json", KINDS, shared=shared)
+    assert is_turn == [True, True, False]  # the last is the other home's only one
 
 
 def test_what_slices_alike_use_is_tried_first(cache: Path) -> None:

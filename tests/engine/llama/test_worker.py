@@ -473,13 +473,14 @@ async def test_what_cannot_be_copied_is_refused_in_kind(
     slices: dict[str, Path], tmp_path: Path
 ) -> None:
     """Layers that nobody can trace are; a stage of one session has cells beside it for a copy."""
-    tiny = tmp_path / "phi3.gguf"
-    write_tiny(TINY["phi3"], tiny)
-    async with opened(open_model(tiny, tmp_path).stage(2, 4)) as engine:
-        cells = engine.open(engine.end)
-        await run(cells, inputs(engine, 1, 10), 0, 10, regime=Regime.WIDE)
-        with pytest.raises(CannotCopy, match="phi3 cannot be proven"):
-            await cells.copy(10)
+    for name, why in (("phi3", "phi3 cannot be proven"), ("mixtral", "which experts run")):
+        tiny = tmp_path / f"{name}.gguf"
+        write_tiny(TINY[name], tiny)
+        async with opened(open_model(tiny, tmp_path / name).stage(2, 4)) as engine:
+            cells = engine.open(engine.end)
+            await run(cells, inputs(engine, 1, 10), 0, 10, regime=Regime.WIDE)
+            with pytest.raises(CannotCopy, match=why):
+                await cells.copy(10)
     async with opened(slices["Q4_1"], sessions=1) as engine:
         rows, cells = inputs(engine, 2, 20), engine.open(engine.end)
         sent = await run(cells, rows, 0, 20, regime=Regime.WIDE)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
@@ -19,8 +20,12 @@ from peers.serving.stage import Stage
 from peers.steps.messaging import RefusedError
 from scheduler.admission import WAIT_S_MAX
 from tests.support.fake_engines import FakeEnds, FakeStage
-from tests.support.swarm import CONTEXT, ME, MODEL, PROMPT, answer, peer
+from tests.support.oracle import Oracle
+from tests.support.swarm import CONTEXT, ME, MODEL, PROMPT, answer, expected, peer
 from transports.memory.network import MemoryNetwork
+
+LENGTH = 60
+"""Tokens of an answer."""
 
 
 class Known:
@@ -56,7 +61,7 @@ class Known:
 
 @asynccontextmanager
 async def asking(
-    names: Sequence[PeerId], find_s_max: float = 120.0
+    names: Sequence[PeerId], find_s_max: float = 120.0, *, drafts: bool = False
 ) -> AsyncIterator[tuple[SwarmClient, Known]]:
     """Run peers that have room for one session each, and a client."""
     network, known, counter = MemoryNetwork(), Known(), iter(range(1, 1000))
@@ -82,6 +87,7 @@ async def asking(
                 FakeEnds(context=CONTEXT, sessions=4),
                 Asked(MODEL, "toy", (), find_s_max),
                 lambda size: next(counter).to_bytes(size, "big"),
+                drafts=drafts,
             ),
             known,
         )
@@ -200,3 +206,26 @@ async def test_a_model_whose_peers_cannot_be_called_is_not_another(
         known.offers.clear()
         with pytest.raises(NobodyServes, match="no chain of peers for toy: nobody serves"):
             await client.find_route(lambda _: None)
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+async def test_who_drafts_weighs_the_slowest_stage(
+    drafts: bool, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """A longer chain of quicker stages is taken once tokens have come as they were drafted."""
+    oracle.answer = await expected(PROMPT, LENGTH, [1, 29])
+    async with asking([peer("a")], drafts=drafts) as (client, known):
+        whole = evolve(known.offers[0], row_us=50_000)
+        known.offers.clear()
+        halves = [
+            evolve(whole, peer=peer(name), first=first, end=end)
+            for name, first, end in (("b", 1, 15), ("c", 15, 29))
+        ]
+        known.offers += [whole, *halves]
+        route = await client.find_route(lambda _: None)
+        assert [hop.peer for hop in route] == [whole.peer]
+        for _ in range(3):
+            async with client.open_session(route) as session:
+                assert await answer(session, PROMPT, LENGTH) == oracle.answer
+        route = await client.find_route(lambda _: None)
+        assert [hop.end for hop in route] == ([15, 29] if drafts else [29])

@@ -15,6 +15,8 @@ from peers.asking.drafts import (
     MATCH_TOKENS,
     PAUSE_TOKENS_MAX,
     PLAIN_TOKENS,
+    SHARE_TOKENS,
+    DraftedShare,
     Governor,
     TextDrafter,
 )
@@ -278,3 +280,44 @@ async def test_an_answer_goes_on_without_a_draft_model_that_fails(
             small.machine.die()
             found += [token.id async for token in tokens]
         assert found == await expected(PROMPT, LENGTH, CHAINS[3])
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)).map(sorted), max_size=20))
+def test_the_share_of_drafted_tokens_is_one(answers: list[list[int]]) -> None:
+    """Never more than all, and nothing before there are tokens."""
+    share = DraftedShare()
+    assert share.value == 0.0
+    for kept, tokens in answers:
+        share.add(kept, tokens)
+        assert 0.0 <= share.value <= 1.0
+
+
+def test_the_share_of_drafted_tokens_follows_the_last_answers() -> None:
+    """One short answer says little, and what was long ago nothing any more."""
+    share = DraftedShare()
+    share.add(8, 8)
+    assert share.value < 0.1
+    for _ in range(20):
+        share.add(70, 100)
+    assert share.value == pytest.approx(0.7, abs=0.01)
+    share.add(0, 6 * SHARE_TOKENS)
+    assert share.value < 0.01
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+async def test_a_requester_knows_what_is_drafted(
+    right: float, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """All of its sessions count, also an answer that is stopped."""
+    oracle.right, oracle.answer = right, await expected(PROMPT, LENGTH, CHAINS[3])
+    async with swarm(drafts=True) as made:
+        made.network.latency_s = lambda *_: 0.05
+        for number in range(4):
+            async with (
+                made.open(number) as session,
+                aclosing(session.generate(PROMPT, GREEDY, LENGTH)) as tokens,
+            ):
+                for _ in range(LENGTH - 10):
+                    await anext(tokens)
+        value = made.requester.drafted.value
+        assert 0.5 < value < 1.0 if right else value == 0.0

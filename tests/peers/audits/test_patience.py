@@ -6,11 +6,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.shown_layers import LayerBytes
 from p2pinfer.core.trust import AuditVerdict, Unproved
+from p2pinfer.engine.base import CannotCopy
+from p2pinfer.engine.llama.tracing import check_traced
 from peers.audits.patience import PUT_OFF_MAX
 from peers.receipts.prover import RETRY_MS, Prover
+from tests.support import fake_engines
 from tests.support.fake_engines import ROW_BYTES
 from tests.support.inspected import Inspected, Judge, inspected, verdicts
 from tests.support.swarm import CHAINS, PROMPT, answer
@@ -99,3 +103,27 @@ async def test_machines_that_cannot_open_lose_nothing(
         judge.bytes = LayerBytes(ROW_BYTES, 14 * ROW_BYTES, 1 << 20)
         await it.examine(0.0, 1.0)
         assert len(it.failed) == 1
+
+
+async def test_layers_with_experts_are_refused_in_plain_words_at_no_cost(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks a stage of them hears why, each time, and so does who reads the trust line."""
+    with pytest.raises(UnsupportedModel) as closed:
+        check_traced("llama", 8)
+
+    async def cannot(_: object, positions: int) -> None:
+        raise CannotCopy(str(closed.value))
+
+    monkeypatch.setattr(fake_engines._FakeStageSession, "copy", cannot)
+    async with inspected(bounds=CHAINS[1]) as it:
+        for _ in range(PUT_OFF_MAX + 2):
+            trust = await it.examine(0.0, 1.0)
+            assert not trust.audits
+            assert trust.held
+            (line,) = {each for each in trust.details() if "was not proved" in each}
+            assert line.endswith(f"it refused: {closed.value}.")
+            assert "which experts run is not open" in line
+            assert trust.chance(1) == 0.0
+            await trio.sleep(200)
+        assert not it.failed

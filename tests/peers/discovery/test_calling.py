@@ -1,17 +1,26 @@
 """Which peers are called only to learn how far they are."""
 
+import math
 import random
 from contextlib import AsyncExitStack
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
-from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.advertisement import Advertisement, RoundTrip
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
-from peers.discovery.calling import CALL_S, CALLED_MAX, REACHED_MAX, call_around, neighbours
+from peers.discovery.calling import (
+    CALL_S,
+    CALLED_MAX,
+    REACHED_MAX,
+    call_around,
+    farthest_s,
+    neighbours,
+)
 from tests.support.adverts import advert
 from tests.support.swarm import MODEL, peer
 from transports.memory.network import MemoryNetwork
@@ -52,6 +61,37 @@ async def test_some_are_called_and_no_more(
         await trio.sleep(40 * CALL_S)
         nursery.cancel_scope.cancel()
     assert len(calls) == len(set(calls)) == count
+
+
+async def test_those_that_cannot_be_far_are_called_first(autojump_clock: MockClock) -> None:
+    """A hidden peer tells how far its relay is; who knows that relay knows about how far it is."""
+    network, relays = MemoryNetwork(), {"near": 0.01, "far": 0.2}
+    known = {peer(name): seconds for name, seconds in relays.items()}
+    offers = [
+        evolve(offer(peer(f"{name}{n}")), links=(RoundTrip(peer(name), 10_000),))
+        for name in ("far", "near")
+        for n in range(REACHED_MAX)
+    ]
+    called: list[PeerId] = []
+    async with network.join(peer("me")) as me, trio.open_nursery() as nursery:
+
+        async def connect(address: str) -> PeerId:
+            called.append(PeerId(address.rpartition("/")[2]))
+            return called[-1]
+
+        me.connect = connect  # type: ignore[method-assign]
+        nursery.start_soon(call_around, me, lambda: offers, random.Random(1), known.get)
+        await trio.sleep(CALL_S)
+        nursery.cancel_scope.cancel()
+    assert set(called) == {each.peer for each in offers[REACHED_MAX:]}
+
+
+def test_how_far_a_peer_can_be() -> None:
+    """At most the least of the ways over those that both know."""
+    known = {peer("a"): 0.1, peer("b"): 0.02}
+    links = (RoundTrip(peer("a"), 1000), RoundTrip(peer("b"), 30_000), RoundTrip(peer("c"), 1))
+    assert farthest_s(evolve(offer(peer("x")), links=links), known.get) == pytest.approx(0.05)
+    assert farthest_s(offer(peer("x")), known.get) == math.inf
 
 
 def test_neighbours_are_those_that_rows_pass() -> None:

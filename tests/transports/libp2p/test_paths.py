@@ -17,9 +17,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.limits import WIDE_ROWS_MAX
 from tests.support.gossip_contract import GossipContract
 from tests.support.transport_contract import echo
-from transports.base import Reach, Relaying, Transport
+from transports.base import Channel, Reach, Relaying, Transport
 from transports.identity import ephemeral_identity
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p import extension
@@ -28,9 +29,13 @@ from transports.libp2p.circuit_messages import CircuitStatus
 from transports.libp2p.extension import EXTEND, SocketEnd
 from transports.libp2p.host import connections, protocol_id
 from transports.libp2p.negotiation import open_stream
+from transports.libp2p.noise_records import TAG_BYTES
+from transports.libp2p.padded import PADDED
+from transports.libp2p.padding import Shape
 from transports.libp2p.path import Extension
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
+ROW_BYTES = 2304
 HERE = ["/ip4/127.0.0.1/tcp/0"]
 TEST_S_MAX = 20.0
 RELAYING = Reach("test", relaying=Relaying.ALWAYS, relay_mbit=10_000)
@@ -48,12 +53,16 @@ def path_of(peer: Libp2pTransport) -> tuple[PeerId, ...]:
 
 
 @asynccontextmanager
-async def over(*relays: list[Libp2pTransport]) -> AsyncGenerator[Libp2pTransport, None]:
+async def over(
+    *relays: list[Libp2pTransport], shape: Shape | None = None
+) -> AsyncGenerator[Libp2pTransport, None]:
     """Run a requester whose path leads through one relay of each list, in their order."""
     async with AsyncExitStack() as stack:
         top = await stack.enter_async_context(open_libp2p(None, [], "test"))
         for each in relays:
-            via = Extension(top, "test", [place(relay) for relay in each])
+            places, is_last = [place(relay) for relay in each], each is relays[-1]
+            pace_ms = shape.pace_ms if shape else 0
+            via = Extension(top, "test", places, shape if is_last else None, pace_ms=pace_ms)
             top = await stack.enter_async_context(open_libp2p(None, [], "test", via=via))
         yield top
 
@@ -77,6 +86,7 @@ class TestOneRelay(GossipContract):
     """A requester that hides behind one relay, and a peer that serves."""
 
     hops = 1
+    shape: Shape | None = None
 
     @asynccontextmanager
     async def peers(self) -> AsyncGenerator[tuple[Transport, Transport], None]:
@@ -84,7 +94,7 @@ class TestOneRelay(GossipContract):
         async with (
             open_libp2p(ephemeral_identity(), HERE, "test") as bob,
             relays(self.hops, bob) as found,
-            over(*([relay] for relay in found)) as alice,
+            over(*([relay] for relay in found), shape=self.shape) as alice,
         ):
             yield alice, bob
 
@@ -94,6 +104,21 @@ class TestTwoRelays(TestOneRelay):
     """A requester that hides behind two."""
 
     hops = 2
+
+
+@pytest.mark.long  # what TestOneRelay runs; what is special about it has tests of its own
+class TestPadded(TestOneRelay):
+    """A requester that fills up what it says."""
+
+    shape = Shape.for_rows(64)  # with more, what the contract sends unread would fill windows
+
+
+@pytest.mark.long
+class TestPaced(TestOneRelay):
+    """One that says it in a rhythm as well, which two relays keep."""
+
+    hops = 2
+    shape = Shape.for_rows(64, 5)
 
 
 @asynccontextmanager
@@ -289,6 +314,97 @@ async def test_a_hidden_peer_is_reached_over_a_path() -> None:
             assert await channel.receive() == b"hello"
             assert alice.relay_to(behind.peer_id) == holder.peer_id
             assert all_ids(holder) == {alice.peer_id, behind.peer_id, relay.peer_id}
+
+
+class Tap:
+    """What an observer sees of the line from a relay to a peer: the lengths of records."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._raw = bytearray()
+        send = SocketEnd.send_now
+
+        def seen(end: SocketEnd, data: bytes) -> int:
+            self._raw += data
+            return send(end, data)
+
+        monkeypatch.setattr(SocketEnd, "send_now", seen)
+
+    def forget(self) -> None:
+        """Look away until now."""
+        self._raw.clear()
+
+    def records(self) -> list[int]:
+        """Return the records seen since, and forget them."""
+        found, at = [], 0
+        while at < len(self._raw):
+            size = int.from_bytes(self._raw[at : at + 2], "big")
+            found.append(size)
+            at += 2 + size
+        assert at == len(self._raw)
+        self.forget()
+        return found
+
+
+@pytest.mark.parametrize("pace_ms", [0, 5])
+async def test_a_relay_sees_whole_cells_and_chunks(
+    monkeypatch: pytest.MonkeyPatch, pace_ms: int
+) -> None:
+    """Whatever the message, where nothing is agreed on its length shows; and it comes whole."""
+    shape = Shape.for_rows(ROW_BYTES, pace_ms)
+    row = shape.cell_bytes + TAG_BYTES
+    tap = Tap(monkeypatch)
+
+    async def show(channel: Channel, size: int) -> list[int]:
+        message = os.urandom(size)
+        tap.forget()
+        await channel.send(message)
+        assert await channel.receive() == message
+        return [each for each in tap.records() if each != row or size < ROW_BYTES + 50]
+
+    async with one_relay() as (relay, bob):
+        async with over([relay], shape=shape) as alice:
+            channel = await alice.open(bob.peer_id, "echo", bob.addresses)
+            rows = [await show(channel, ROW_BYTES + head) for head in (20, 30, 40)]
+            assert {size for each in rows for size in each} == {row}
+            chunks = [await show(channel, count * ROW_BYTES + 30) for count in (2, 20, 29, 47, 48)]
+            assert all(sorted(each) == sorted(chunks[0]) for each in chunks)
+            assert sum(chunks[0]) >= WIDE_ROWS_MAX * ROW_BYTES
+            blocks = [await show(channel, count * ROW_BYTES + 30) for count in (49, 64)]
+            assert sorted(blocks[0]) == sorted(blocks[1])
+        async with over([relay]) as plain:
+            channel = await plain.open(bob.peer_id, "echo", bob.addresses)
+            assert await show(channel, 2 * ROW_BYTES) != await show(channel, 3 * ROW_BYTES)
+
+
+async def test_peers_of_before_are_spoken_to_as_ever() -> None:
+    """They know nothing of shapes."""
+    async with one_relay() as (relay, bob):
+        bob._host.remove_stream_handler(protocol_id("test", PADDED))
+        async with over([relay], shape=Shape.for_rows(ROW_BYTES)) as alice:
+            channel = await alice.open(bob.peer_id, "echo", bob.addresses)
+            await channel.send(b"hello")
+            assert await channel.receive() == b"hello"
+            (muxed,) = connections(alice._host, ID.from_string(bob.peer_id))
+            assert muxed.padder is None
+
+
+async def test_what_a_stranger_proposes_is_judged() -> None:
+    """Nonsense, or a second shape, ends that stream alone."""
+    async with one_relay() as (_, bob), open_libp2p(None, [], "test") as caller:
+        muxed = await caller.reach_directly(bob.peer_id, bob.addresses)
+        name, good = protocol_id("test", PADDED), Shape.for_rows(ROW_BYTES).encode()
+        (there,) = connections(bob._host, ID.from_string(caller.peer_id))
+        for proposal, is_taken in ((bytes(14), False), (b"xx", False), (good, True), (good, True)):
+            with suppress(ChannelClosed):
+                stream = await open_stream(muxed, bob.peer_id, name, first=proposal)
+                if len(proposal) == len(good):
+                    await stream.wait_buffered(1)
+                stream.abort()
+            assert (there.padder is not None) is is_taken
+        first = there.padder
+        assert there.padder is first
+        channel = await caller.open(bob.peer_id, "echo", bob.addresses)
+        await channel.close()
 
 
 class TestSocketEnd:
