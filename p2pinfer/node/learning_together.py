@@ -364,10 +364,11 @@ def kept_head(task: TaskId, size: int) -> Head:
     try:
         # Opened here: NumPy leaves a file open that is no archive
         with (_tasks_dir() / f"{task}.npz").open("rb") as file, np.load(file) as kept:
-            number, child, *who = json.loads(bytes(kept["said"]))
+            said: list[Any] = json.loads(bytes(kept["said"]))
             # Earlier releases did not keep who was drawn, or who was left out
-            members, drawn, waited = (*who, *[(), {}][len(who) - 1 :])
-            waited = {PeerId(each): int(rounds) for each, rounds in waited.items()}
+            later: list[Any] = [(), {}]
+            number, child, members, drawn, waits = said + later[len(said) - 3 :]
+            waited = {PeerId(each): int(rounds) for each, rounds in waits.items()}
             numbers = kept["numbers"].astype(np.int32)
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
         return Head(0, np.zeros(size, np.int32))
