@@ -46,7 +46,7 @@ class GuardedTransport:
 
     def __init__(self, transport: Transport, like: "GuardedTransport | None" = None) -> None:
         self._inner = transport
-        self._blocklist = like._blocklist if like else Blocklist()
+        self._blocklist: Blocklist = like._blocklist if like else Blocklist()
 
     def shut_out(self, peer: PeerId) -> None:
         """Have nothing to do with a peer from now on."""
