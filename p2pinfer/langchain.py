@@ -347,7 +347,7 @@ def _judged(body: Mapping[str, Any], gateway: Gateway) -> Question:
     return question
 
 
-def _heard(content: str | Sequence[Any]) -> tuple[str, str | list[Any]]:
+def _heard(content: str | list[Any]) -> tuple[str, str | list[Any]]:
     """Return the thoughts of an answer that is given back, and its words.
 
     Calls stand among its blocks too, and beside them. What is neither stays, to be refused by name.
