@@ -127,9 +127,7 @@ class Replacements:
         """Whether more rows wait at a stage than this session can have there."""
         peers = {hop.peer for hop in self.route}
         return any(
-            offer.queued_rows > OWN_ROWS_MAX
-            for offer in self._offers()
-            if offer.peer in peers
+            offer.queued_rows > OWN_ROWS_MAX for offer in self._offers() if offer.peer in peers
         )
 
     def _take(self, hops: Sequence[Hop]) -> None:
