@@ -20,6 +20,9 @@ from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 GONE = 4
 
+LOOK_S = 0.5
+"""Between two looks at all objects, which take a while."""
+
 
 def ids_held() -> set[str]:
     """Return the peers whose ids anything in this process holds."""
@@ -27,10 +30,10 @@ def ids_held() -> set[str]:
     return {str(each) for each in gc.get_objects() if type(each) is ID}
 
 
-async def wait_for(is_true: Callable[[], object]) -> None:
+async def wait_for(is_true: Callable[[], object], look_s: float = 0.05) -> None:
     """Wait for what is no event."""
     while not is_true():  # noqa: ASYNC110 -- a connection that ends sets none
-        await trio.sleep(0.05)
+        await trio.sleep(look_s)
 
 
 def knows(one: Libp2pTransport, other: PeerId) -> bool:
@@ -50,7 +53,7 @@ async def test_strangers_that_left_are_forgotten(monkeypatch: pytest.MonkeyPatch
                 await stranger.open(victim.peer_id, "echo", victim.addresses)
                 await wait_for(lambda: knows(victim, stranger.peer_id))
                 gone.add(stranger.peer_id)
-        await wait_for(lambda: len(ids_held() & gone) <= 1)
+        await wait_for(lambda: len(ids_held() & gone) <= 1, LOOK_S)
 
 
 async def test_callers_that_left_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +67,7 @@ async def test_callers_that_left_are_forgotten(monkeypatch: pytest.MonkeyPatch) 
             async with open_libp2p(None, [], "test") as caller:
                 await caller.open(hidden.peer_id, "echo", [address])
                 gone.add(caller.peer_id)
-        await wait_for(lambda: len(ids_held() & gone) <= 1)
+        await wait_for(lambda: len(ids_held() & gone) <= 1, LOOK_S)
 
 
 async def test_a_peer_does_not_forget_itself(monkeypatch: pytest.MonkeyPatch) -> None:
