@@ -10,7 +10,7 @@ HARM_RATIO_MAX = 1.2
 """Of the honest members' final loss, to that of the same task without the poisoner."""
 
 QUIET_LEFT_MAX = 0.05
-"""Of the loss at first, where a poisoner keeps to the permitted length and lies of one lesson."""
+"""Of the loss at first, where a poisoner keeps to the permitted length."""
 
 
 def test_members_die_and_are_slow() -> None:
