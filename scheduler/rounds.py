@@ -30,7 +30,7 @@ NEWCOMER_SHARE: Final = 0.25
 before, once all who were are there; they hear with those that it is over."""
 
 WAITED_MAX: Final = 2
-"""Rounds on end that count; who was not there for so many knows the same as the others again."""
+"""Rounds on end that count; one that missed this many knows the same as the others again."""
 
 SHARER_SETS_MAX: Final = 3
 """As many as are safe, and more than are needed unless members go one after another."""
