@@ -1,7 +1,7 @@
 """How a model came to be: the rounds that led to it, and what members have signed about each.
 
 data/lineage/CHILD.json holds a round's list of judgements, these, and the acceptances of what
-follows, as their authors signed them; so whoever has the file can check it, with nobody's help.
+follows, as their authors signed them; so anybody who has the file can check it alone.
 What stands there unsigned is this machine's own notes. Releases before kept no judgements.
 
 A judgement says a member's mean loss on its own lessons before the round, and with each sum alone.

@@ -25,6 +25,7 @@ from p2pinfer.node.lineage import (
     FILE_BYTES_MAX,
     SIGNED_MAX,
     Ancestor,
+    Gain,
     keep_lineage,
     lineage,
     lineage_file,
@@ -116,7 +117,7 @@ def test_of_several_sums_the_mean_of_those_taken_counts() -> None:
     assert found.gain.median == pytest.approx(0.8)
     assert _measured(found).endswith("as 3 of them signed; 2 sums, each tried alone")
     found = shown(of_round(tuple(judgement(number, 1_000_000, 1_990_000) for number in range(3))))
-    assert (found.taken, found.gain and found.gain.median) == (1, pytest.approx(1.0))
+    assert (found.taken, found.gain) == (1, Gain(3, 1.0, 1.0, 1.0))
     found = shown(of_round(tuple(judgement(number, 3_000_000) for number in range(3))))
     assert (found.taken, found.gain) == (0, None)
     assert _measured(found) == "no sum was taken over"
@@ -165,12 +166,13 @@ def test_another_list_is_noticed() -> None:
 
 
 def test_who_signs_twice_counts_once() -> None:
-    """And what is signed for another round, task or child counts not at all."""
+    """And what a stranger signs, or for another round, task or child, counts not at all."""
     listing, *judged = of_round()[:4]
     more = {"on": listing.digest, "payload": NUMBERS, "data": bytes.fromhex(CHILD)}
     one = said(0, Kind.ACCEPT, **more)
     again = said(0, Kind.ACCEPT, **more | {"payload": Payload(SUM, 8)})
     elsewhere = (
+        said(3, Kind.ACCEPT, **more),
         said(1, Kind.ACCEPT, **more | {"round": 2}),
         said(1, Kind.ACCEPT, **more | {"task": "c" * 64}),
         said(1, Kind.ACCEPT, **more | {"data": bytes(32)}),
