@@ -216,6 +216,11 @@ class Path(Protocol):
         """Those in use, the nearest first; each may be replaced by another one at any time."""
         ...
 
+    @property
+    def pace_ms(self) -> int:
+        """Milliseconds between two rows, where those leave in a rhythm; 0: as they are made."""
+        ...
+
 
 class Transport(Protocol):
     """One peer's access to the network."""

@@ -64,6 +64,7 @@ def account_of(finished: Finished) -> dict[str, Any]:
     return {
         "route": answer.route,
         "path": answer.path,
+        "pace_ms": answer.pace_ms,
         "tokens_per_second": answer.tokens_per_second,
         "time_to_first_token_ms": answer.time_to_first_token_ms,
         "tokens": answer.tokens,

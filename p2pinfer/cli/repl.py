@@ -203,7 +203,7 @@ def route_text(answer: Answer | None) -> str:
     if answer is None:
         return "There is no answer yet."
     lines = [f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route]
-    lines += path_lines(answer.path)
+    lines += path_lines(answer.path, answer.pace_ms)
     drafted = answer.drafts_kept + answer.drafts_dropped
     if drafted:
         right = "{0} of {1} tokens sent ahead were the right ones"
@@ -211,7 +211,7 @@ def route_text(answer: Answer | None) -> str:
     return "\n".join(lines)
 
 
-def path_lines(path: Sequence[str]) -> list[str]:
+def path_lines(path: Sequence[str], pace_ms: int) -> list[str]:
     """Return which relays an answer went through, and what they promise."""
     if not path:
         return []
@@ -230,6 +230,12 @@ def path_lines(path: Sequence[str]) -> list[str]:
     else:
         lines.append(_("the first relay saw your address, and of the others only {0}", last))
         lines.append(_("{0} saw the first relay and the peers you asked, not your address", last))
+    if pace_ms:
+        lines.append(
+            _("rows left every {0} ms, so one line alone hardly links your conversations", pace_ms)
+        )
+    else:
+        lines.append(_("who watches one line can link your conversations by timing without --pace"))
     lines.append(_("who watches your line and a stage's, or runs both, can still tell by timing"))
     return lines
 

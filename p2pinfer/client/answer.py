@@ -68,6 +68,8 @@ class Answer:
     """Per stage the peer and its layers, ``first:end``."""
     path: list[str] = field(default_factory=list)
     """The relays that this machine hid behind, the nearest first."""
+    pace_ms: int = 0
+    """In what rhythm rows went through them; 0: as they were made."""
     trust: Trust | None = None
     """What was checked of it; None where nothing was."""
     spoken: list[int] = field(default_factory=list, repr=False)

@@ -285,7 +285,7 @@ class Swarm:
                         return
                     if len(held) >= context:
                         raise PromptTooLong(f"{len(prompt)} tokens", context)
-                    answer.path = [*lent.session.path]
+                    answer.path, answer.pace_ms = [*lent.session.path], lent.session.pace_ms
                     writer = AnswerWriter(answer, lent.session, prompt, how)
                     tokens = lent.session.generate(
                         writer.prompt, how.sampling, writer.max_tokens, writer.said

@@ -127,6 +127,11 @@ class Session:
         return self._via.path if self._via else ()
 
     @property
+    def pace_ms(self) -> int:
+        """In what rhythm its rows go through them, in milliseconds; 0: as they are made."""
+        return self._via.pace_ms if self._via else 0
+
+    @property
     def is_full(self) -> bool:
         """Whether no further token finds room."""
         return len(self.tokens) >= self.context

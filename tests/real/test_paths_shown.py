@@ -94,6 +94,7 @@ def test_the_page_says_what_the_path_promises(
         expect(said).to_be_visible()
         expect(said).to_contain_text(f"through …{relays[0].id[-6:]}")
         expect(said).to_contain_text("an id drawn for this conversation, not yours")
+        expect(said).to_contain_text("by timing without --pace")
         expect(said).to_contain_text("can still tell by timing")
         if PICTURE:
             page.screenshot(path=PICTURE)
@@ -108,6 +109,7 @@ def test_the_chat_says_it_when_asked(
     terminal = os.fdopen(ours, "r+b", buffering=0)
     (home / "state" / "guards.json").unlink(missing_ok=True)
     command = ("chat", "--via", "2", "--bootstrap", relays[0].address, "--anonymous", *HOW)
+    command += ("--pace", "20")
     chat = subprocess.Popen(
         [*COMMAND, *command],
         stdin=theirs,
@@ -130,5 +132,6 @@ def test_the_chat_says_it_when_asked(
         chat.wait(GONE_S_MAX)
     assert all(relay.id in said for relay in relays)
     assert "an id drawn for this conversation, not yours" in said
+    assert "rows left every 20 ms" in said
     assert max(each["vouched"]["for"] for each in peers if "vouched" in each) == 1
     assert max(each["vouched"]["as_one_of"] for each in peers if "vouched" in each) == 2

@@ -88,7 +88,7 @@ class Extension:
     ) -> None:
         self._below, self._relays, self.shape = below, relays, shape
         self._protocol = protocol_id(network, EXTEND)
-        self._pace_ms = pace_ms
+        self.pace_ms = pace_ms
         self._silent = silent or Blocklist()
         self.current: PeerId | None = None
         """The relay in use."""
@@ -112,7 +112,7 @@ class Extension:
         Raises:
             PeerUnavailable: no relay answers, or the one that does cannot reach the peer.
         """
-        request = messages.connect_request(ID.from_string(peer), self._pace_ms)
+        request = messages.connect_request(ID.from_string(peer), self.pace_ms)
         stream = await self._ask(request, peer)
         assert self.current
         return PathPipe(stream, self.current, peer)

@@ -185,7 +185,7 @@ function account(found, cut) {
   details.append(
     make("summary", "", mark, summaryOf(found, cut), ...word),
     stages(found),
-    ...path(found.path ?? []),
+    ...path(found.path ?? [], found.pace_ms),
     ...evidence(found.trust),
     make("p", "", timing(found)),
   );
@@ -226,7 +226,7 @@ function stages({ route, trust }) {
 }
 
 /** Say which relays an answer went through, and who saw what. */
-function path(relays) {
+function path(relays, pace) {
   if (!relays.length) return [];
   const last = shortName(relays.at(-1));
   const said = [
@@ -239,6 +239,11 @@ function path(relays) {
     said.push(t("the first relay saw your address, and of the others only {0}", last));
     said.push(t("{0} saw the first relay and the peers you asked, not your address", last));
   }
+  said.push(
+    pace
+      ? t("rows left every {0} ms, so one line alone hardly links your conversations", pace)
+      : t("who watches one line can link your conversations by timing without --pace"),
+  );
   said.push(t("who watches your line and a stage's, or runs both, can still tell by timing"));
   return [make("p", "path", said.join("; "))];
 }
