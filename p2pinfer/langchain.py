@@ -205,8 +205,9 @@ class ChatP2pinfer(BaseChatModel):
         return RunnableMap(raw=asked) | good.with_fallbacks([bad], exception_key="parsing_error")
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return a text's tokens."""
-        return self._plain.run(lambda swarm: swarm.tokenize(text))
+        """Return a text's tokens; raises ContextOverflowError where no session holds it."""
+        with _in_words_of_langchain():
+            return self._plain.run(lambda swarm: swarm.tokenize(text))
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Callables | None = None
@@ -299,10 +300,10 @@ class ChatP2pinfer(BaseChatModel):
                 raise ModelInvalidRequestError(str(error)) from error
             if isinstance(each, AIMessage):
                 (message,) = found
-                if thoughts := each.additional_kwargs.get("reasoning_content"):
+                thoughts, words = _heard(message["content"])
+                message["content"] = words
+                if thoughts := each.additional_kwargs.get("reasoning_content", thoughts):
                     message["reasoning_content"] = thoughts
-                if isinstance(message["content"], list):
-                    message["content"] = _words(message["content"])
             said += found
         ended = {"stop": stop} if stop is not None else {}
         return {**self._own(), **self.model_kwargs, **more, **ended, "messages": said}
@@ -346,9 +347,22 @@ def _judged(body: Mapping[str, Any], gateway: Gateway) -> Question:
     return question
 
 
-def _words(content: Sequence[Any]) -> str:
-    """Return the text of an answer that is given back in blocks; its thoughts are no part of it."""
-    return "".join(each["text"] for each in content if each.get("type") == "text")
+def _heard(content: str | list[Any]) -> tuple[str, str | list[Any]]:
+    """Return the thoughts of an answer that is given back, and its words.
+
+    Calls stand among its blocks too, and beside them. What is neither stays, to be refused by name.
+    """
+    if isinstance(content, str):
+        return "", content
+    thoughts = "".join(each.get("reasoning", "") for each in content)
+    rest = [each for each in content if each.get("type") not in _NO_WORDS]
+    if all(each.get("type") == "text" for each in rest):
+        return thoughts, "".join(each["text"] for each in rest)
+    return thoughts, rest
+
+
+_NO_WORDS = {"reasoning", "thinking", "redacted_thinking", "tool_call", "tool_call_chunk"}
+"""Blocks of an assistant's message that say nothing to the user."""
 
 
 def _chunk(part: Part, request: str, model_name: str) -> AIMessageChunk | None:

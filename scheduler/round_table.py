@@ -116,8 +116,26 @@ def threshold(members: int) -> int:
     return members // 2 + 1
 
 
-def groups_of(members: Collection[PeerId], seed: bytes, size: int) -> list[list[PeerId]]:
-    """Draw groups of at least ``size``, or one of all, each in the order of its numbering."""
+def groups_of(
+    members: Collection[PeerId], seed: bytes, size: int, waited: Mapping[PeerId, int] | None = None
+) -> list[list[PeerId]]:
+    """Draw groups of at least ``size``, or one of all, each in the order of its numbering.
+
+    Args:
+        members: in any order.
+        seed: the nonces of all of them.
+        size: of a group, at least.
+        waited: for how many rounds on end the sums with a member's update were not taken over. Who
+            waited longest is dealt first, there and back: so those that were left out together
+            part, and nobody is left out with a poisoner again and again.
+    """
+    count = max(1, len(members) // size)
     order = sorted(members, key=lambda each: digest_of(seed + each.encode()))
-    count = max(1, len(order) // size)
-    return [order[number::count] for number in range(count)]
+    if not waited:
+        return [order[number::count] for number in range(count)]
+    order.sort(key=lambda each: -waited.get(each, 0))
+    groups: list[list[PeerId]] = [[] for _ in range(count)]
+    for at, each in enumerate(order):
+        row, place = divmod(at, count)
+        groups[-1 - place if row % 2 else place].append(each)
+    return groups

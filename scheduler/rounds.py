@@ -7,6 +7,7 @@ from typing import Final
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import Digest, Kind, LearningTask, Payload, RoundStatement, digest_of
 from p2pinfer.core.sums import least_summed
+from scheduler.judging import accepted
 from scheduler.round_table import (
     OF_A_GROUP,
     TABLE,
@@ -28,6 +29,9 @@ NEWCOMER_SHARE: Final = 0.25
 """Of the time of a phase: for which a later round waits for members that were not in the one
 before, once all who were are there; they hear with those that it is over."""
 
+WAITED_MAX: Final = 2
+"""Rounds on end that count; one that missed this many knows the same as the others again."""
+
 SHARER_SETS_MAX: Final = 3
 """As many as are safe, and more than are needed unless members go one after another."""
 
@@ -45,6 +49,8 @@ class Round:
         now_s: the time, in seconds of any clock that only goes forward.
         drawn: who was drawn in the round before. More than half of them must join, so that where a
             network falls apart at most one part goes on.
+        waited: as ``waiting`` gave it in the round before. A first attempt alone heeds it: members
+            that know different things of that round do not meet in one group.
     """
 
     def __init__(
@@ -57,9 +63,11 @@ class Round:
         expected: Collection[PeerId],
         now_s: float,
         drawn: Collection[PeerId] = (),
+        waited: Mapping[PeerId, int] | None = None,
     ) -> None:
         self.task, self.me, self.number, self.attempt = task, me, number, attempt
         self.head, self._expected, self._drawn_before = head, {*expected}, {*drawn}
+        self._waited = waited or {}
         self.phase, self._since_s = Phase.JOIN, now_s
         self._base = head
         """What the present phase builds on."""
@@ -150,6 +158,23 @@ class Round:
                 if count >= threshold(len(group)) and summed and is_sum:
                     found[number] = payload, len(summed.listed)
         return found
+
+    def waiting(self, child: Digest) -> dict[PeerId, int]:
+        """Return for how many rounds on end the sums of some members were not taken over.
+
+        Args:
+            child: the list of judgements that counts; nobody waits if this member follows none.
+        """
+        if self.chosen.get(Kind.CHILD) != child:
+            return {}
+        take = accepted(self.listed(Kind.CHILD))
+        taken = {number for number, (sum_, _) in self.results().items() if sum_.digest in take}
+        return {
+            each: min(self._waited.get(each, 0) + 1, WAITED_MAX)
+            for number, group in enumerate(self.groups)
+            for each in group
+            if number not in taken
+        }
 
     def outcome(self) -> RoundOutcome | None:
         """Return what more than half of those drawn accept, if they do."""
@@ -294,7 +319,8 @@ class Round:
     def _draw(self, now_s: float) -> None:
         members = self.authors(Kind.DRAW)
         nonces = b"".join(sorted(each.data for each in self.listed(Kind.DRAW)))
-        self.groups = groups_of(members, nonces, self.task.group)
+        waited = {} if self.attempt else self._waited
+        self.groups = groups_of(members, nonces, self.task.group, waited)
         self._drawn_s = now_s
         mine = [number for number, each in enumerate(self.groups) if self.me in each]
         if mine:

@@ -1,11 +1,11 @@
 """Members of a learning task in virtual time: some poison, some die, some are slow.
 
 Everything but the model is what runs on real machines: the rounds, the encrypted sums, the layers
-that learn, and the settings that ``p2pinfer learn --propose`` has if none is given. The model is two
-small layers with random weights, large enough for all lessons: on a smaller one they are in each
-other's way, and what poison costs cannot be told from that. Its lessons are random rows that are
-to become tokens: the first ones are alike in all lessons, as the form of an answer is, and the last
-one is random, as a fact is. Members judge by other words for their lessons: the rows with noise.
+that learn, and the settings of ``p2pinfer learn --propose``. The model is two small layers with
+random weights, large enough for all lessons: on a smaller one they are in each other's way, and
+what poison costs cannot be told from that. Its lessons are random rows that are to become tokens:
+the first ones are alike in all lessons, as the form of an answer is, and the last one is random, as
+a fact is. Members judge by other words for their lessons: the rows with noise.
 """
 
 import random

@@ -32,7 +32,7 @@ from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.messages import Step
 from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.wire import encode
-from transports.libp2p.padding import Beats, Padder, Shape
+from transports.libp2p.padding import Beats, CellShape, Padder
 from transports.libp2p.yamux import DATA, FRAME_BODY_BYTES_MAX, HEADER
 
 ROW_BYTES: Final = 4 * 576
@@ -75,7 +75,7 @@ class _User:
     chunks: int
     """More of them than others, in the mean, where users have habits."""
     runs: float
-    """Times as long answers as others, likewise."""
+    """How much longer its answers are, where users have habits."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,24 @@ class Mode:
     """What is done against observers."""
 
     name: str
-    shape: Shape | None
+    shape: CellShape | None
 
 
 def modes(pace_ms: int) -> list[Mode]:
     """Return nothing but fresh identities, with padding, and with a pace as well."""
     return [
         Mode("bare", None),
-        Mode("via", Shape.for_rows(ROW_BYTES)),
-        Mode("paced", Shape.for_rows(ROW_BYTES, pace_ms)),
+        Mode("via", CellShape.for_rows(ROW_BYTES)),
+        Mode("paced", CellShape.for_rows(ROW_BYTES, pace_ms)),
     ]
 
 
 class _Line:
     """One direction of one session: from who speaks over a line and a relay to the observer."""
 
-    def __init__(self, shape: Shape | None, delay_s: float, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self, shape: CellShape | None, delay_s: float, jitter: Callable[[], float]
+    ) -> None:
         self._shape, self._delay_s, self._jitter = shape, delay_s, jitter
         self.padder = Padder(shape) if shape else None
         self._beats = Beats(shape.pace_s) if shape and shape.pace_ms else None
@@ -134,13 +136,13 @@ class _Line:
             self._arrived = max(self._arrived, now + self._delay_s + self._jitter())
             at = max(self._arrived, self._passed)
             if self._beats and at > self._passed:
-                at += self._beats.wait_s(at)
+                at += self._beats.wait_s(at, len(piece))
             self._passed = at
             self.seen.append((at, len(piece) + RECORD_BYTES))
 
 
 def _frame(size: int) -> bytes:
-    """Build a frame of so many bytes of a stream."""
+    """Build a frame with that many bytes of a stream."""
     return HEADER.pack(0, DATA, 0, 1, size) + bytes(size)
 
 

@@ -60,6 +60,7 @@ SLOW = (
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_learning.py",
+    "sim/test_observer.py",
     "sim/test_runs.py",
     "sim/test_ways.py",
     "test_langchain.py",  # the template's process

@@ -214,8 +214,14 @@ def test_thoughts_are_told_apart_and_given_back(made: tuple[Model, list[str]]) -
     answer = AIMessage("Four.", additional_kwargs={"reasoning_content": "Two and two."})
     body = model._body([HumanMessage("2 + 2?"), answer, HumanMessage("Sure?")], None, {})
     assert body["messages"][1]["reasoning_content"] == "Two and two."
-    blocks = AIMessage([{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": "4."}])
-    assert model._body([blocks], None, {})["messages"][0]["content"] == "4."
+    call = {"type": "tool_call", "name": "weather", "args": {"city": "Lima"}, "id": "1"}
+    said: list[Any] = [{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": "4."}]
+    blocks = AIMessage([*said, call], tool_calls=[call])
+    (sent,) = model._body([blocks], None, {})["messages"]
+    assert (sent["content"], sent["reasoning_content"]) == ("4.", "Hm.")
+    assert [each["function"]["name"] for each in sent["tool_calls"]] == ["weather"]
+    with pytest.raises(ModelInvalidRequestError, match="type text"):
+        model.invoke([AIMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
 
 
 def test_tokens_are_counted_in_the_models_own_template(made: tuple[Model, list[str]]) -> None:

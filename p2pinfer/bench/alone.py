@@ -1,8 +1,10 @@
 """llama.cpp by itself, as the yardstick: the whole model in one process, greedy, no network.
 
 Reads JSON lines ``{"prompt": [token…], "tokens": n, "as_swarm": true|false}`` and answers each with
-``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. One thread; prompts are read with
-llama.cpp's defaults, or in the swarm's regimes, where the tokens must be the same.
+``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. With ``"sessions": n`` as many answer the
+same prompt at once, a row of each in every decode; the tokens are those of the first. One thread;
+prompts are read with llama.cpp's defaults, or in the swarm's regimes, where the tokens must be the
+same.
 """
 
 import json
@@ -47,6 +49,28 @@ def _answer(
     return {"tokens": tokens, "prefill_s": prefilled - started, "decode_s": ended - prefilled}
 
 
+def _answer_together(
+    whole: Slice, prompt: list[int], count: int, chunks: list[tuple[int, int, int]], sessions: int
+) -> dict[str, object]:
+    """Answer in several sessions at once, after each has read the prompt by itself."""
+    started = time.perf_counter()
+    tokens = []
+    for slot in range(sessions):
+        whole.truncate(slot, 0)
+        for at, end, pad_to in chunks:
+            span = Span(slot, at, np.array(prompt[at:end], np.int32), end == len(prompt))
+            (logits,) = whole.decode([span], pad_to=pad_to)
+        tokens.append(int(logits.argmax()))
+    prefilled = time.perf_counter()
+    first = tokens[:1]
+    for position in range(len(prompt), len(prompt) + count - 1):
+        spans = [Span(n, position, np.array([token], np.int32)) for n, token in enumerate(tokens)]
+        tokens = [int(each.argmax()) for each in whole.decode(spans)]
+        first.append(tokens[0])
+    ended = time.perf_counter()
+    return {"tokens": first, "prefill_s": prefilled - started, "decode_s": ended - prefilled}
+
+
 def main() -> None:
     """Answer questions with a model's file.
 
@@ -57,20 +81,33 @@ def main() -> None:
     path, context = Path(sys.argv[1]), int(sys.argv[2])
     swarms = Settings(repack=sys.argv[3] == "1", flash_attention=sys.argv[4] == "1")
 
-    def load(settings: Settings) -> Slice:
+    def load(settings: Settings, sessions: int = 1) -> Slice:
         return Slice(
-            path, logits=True, settings=settings, sessions=1, context=context, rows_max=ROWS_MAX
+            path,
+            logits=True,
+            settings=settings,
+            sessions=sessions,
+            context=context,
+            rows_max=ROWS_MAX,
         )
 
     servers = sys.argv[5:]
     usual = load(Settings(device=add_servers(servers) if servers else ""))
     as_swarm = usual if servers or swarms == Settings() else load(swarms)
+    crowds: dict[int, Slice] = {}
     for line in sys.stdin:
         question = json.loads(line)
         prompt, is_as_swarm = question["prompt"], question["as_swarm"]
         whole = as_swarm if is_as_swarm else usual
         chunks = _chunks(len(prompt), as_swarm=is_as_swarm)
-        print(json.dumps(_answer(whole, prompt, question["tokens"], chunks)), flush=True)
+        if sessions := question.get("sessions"):
+            if sessions not in crowds:
+                crowds[sessions] = load(Settings(), sessions)
+            crowd, count = crowds[sessions], question["tokens"]
+            found = _answer_together(crowd, prompt, count, chunks, sessions)
+        else:
+            found = _answer(whole, prompt, question["tokens"], chunks)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ Longer prompts are then read over libp2p and by llama.cpp, in turn.
 import json
 import statistics
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -56,8 +56,14 @@ class EndedEarly(P2pinferError):
         )
 
 
-Alone = Callable[[list[int], int, bool], Awaitable["DecodeRun"]]
-"""Asks llama.cpp alone: a prompt, how many tokens, and whether to read it as the swarm does."""
+class Alone(Protocol):
+    """Asks llama.cpp alone."""
+
+    def __call__(
+        self, prompt: list[int], tokens: int, as_swarm: bool, sessions: int = 0, /
+    ) -> Awaitable["DecodeRun"]:
+        """Answer a prompt, read as the swarm does or not; several times at once, if wanted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ async def decode_bench(
         text = await prompt_text(clients["libp2p"][0].ends, max(prompts))
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
-        together: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
+        together: dict[str, list[float]] = {name: [] for name in ("alone", *TRANSPORTS)}
         due = (await alone(prompt, tokens, True)).tokens
         for number in range(-1, runs):  # the first one warms up, and is not counted
             turn = {"alone": await alone(prompt, tokens, False)}
@@ -119,6 +125,10 @@ async def decode_bench(
                 if sessions > 1 and number >= 0:
                     rate = await _at_once(client, route, prompt, tokens, sessions)
                     together[name].append(rate / turn[name].tokens_per_second)
+            if sessions > 1 and number >= 0:
+                crowd = await alone(prompt, tokens, False, sessions)
+                rate = sessions * crowd.tokens_per_second
+                together["alone"].append(rate / turn["alone"].tokens_per_second)
             if number >= 0:
                 for name, run in turn.items():
                     found[name].append(run)
@@ -243,21 +253,22 @@ async def _at_once(
 ) -> float:
     """Decode in several sessions at once, and return their combined tokens per second.
 
-    Every session reads its own prompt first, so that decoding alone is timed.
+    Every session has its first token before the clock starts, so that decoding alone is timed.
     """
     ready, go = trio.open_memory_channel[None](sessions), trio.Event()
-    made = 0
 
     async def one(number: int) -> None:
-        nonlocal made
+        made = 0
         async with client.open_session(route) as session:
-            own = prompt[number:]
-            async for _ in session.generate(own, Sampling(), 1):
-                pass
-            await ready[0].send(None)
-            await go.wait()
-            run = await generate(session, own, count)
-            made += len(run.tokens)
+            answer = session.generate(prompt[number:], Sampling(), count)
+            async with aclosing(answer) as tokens:
+                async for _ in tokens:
+                    made += 1
+                    if made == 1:
+                        await ready[0].send(None)
+                        await go.wait()
+        if made < count:
+            raise EndedEarly(made, count)
 
     async with trio.open_nursery() as nursery:
         for number in range(sessions):
@@ -266,7 +277,7 @@ async def _at_once(
             await ready[1].receive()
         started = trio.current_time()
         go.set()
-    return made / (trio.current_time() - started)
+    return sessions * (count - 1) / (trio.current_time() - started)
 
 
 async def settings_used(opened: PartsModel, layers: LayerRange) -> tuple[bool, bool]:
@@ -315,8 +326,15 @@ async def open_alone(
     assert process.stdout
     stdin, stdout = process.stdin, process.stdout
 
-    async def ask(prompt: list[int], tokens: int, as_swarm: bool) -> DecodeRun:
-        question = {"prompt": prompt, "tokens": tokens, "as_swarm": as_swarm}
+    async def ask(
+        prompt: list[int], tokens: int, as_swarm: bool, sessions: int = 0, /
+    ) -> DecodeRun:
+        question = {
+            "prompt": prompt,
+            "tokens": tokens,
+            "as_swarm": as_swarm,
+            "sessions": sessions,
+        }
         await stdin.send_all(json.dumps(question).encode() + b"\n")
         line = bytearray()
         while not line.endswith(b"\n"):

@@ -35,7 +35,7 @@ first one warms up."""
 
 
 @dataclass
-class Run:
+class SignedRun:
     """Two answers; times and processor times of their blocks, in seconds."""
 
     block_s: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
@@ -107,9 +107,9 @@ async def _turn(
     done: Session,
     number: int,
     processes: Sequence[int],
-) -> Run:
+) -> SignedRun:
     """Have two sessions answer, in turns; while the second is in the middle, ``done`` is signed."""
-    run, blocks = Run(), (len(due) - 1) // BLOCK_TOKENS
+    run, blocks = SignedRun(), (len(due) - 1) // BLOCK_TOKENS
     async with AsyncExitStack() as stack:
         answers: list[AsyncGenerator[Token, None]] = []
         made: tuple[list[int], list[int]] = ([], [])
@@ -134,7 +134,7 @@ async def _turn(
     return run
 
 
-async def _sign(client: Client, done: Session, run: Run) -> None:
+async def _sign(client: Client, done: Session, run: SignedRun) -> None:
     """Have every stage sign for a session's cells, and name no row of it."""
     evidence, count = done.evidence, len(done.tokens)
     assert evidence

@@ -10,7 +10,7 @@ from p2pinfer.cli.sizes import check_range
 def learn(
     *,
     seeds: Annotated[int, option("seeds", "Simulated tasks of each kind.")] = 3,
-    rounds: Annotated[int, option("rounds", "Rounds of each task.")] = 10,
+    rounds: Annotated[int, option("rounds", "Rounds of each task.")] = 8,
     members: Annotated[int, option("members", "Honest members of each task.")] = 5,
     numbers: Annotated[
         int, option("numbers", "Numbers of the updates whose encrypted sum is timed.")

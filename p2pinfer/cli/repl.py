@@ -218,7 +218,10 @@ def path_lines(path: Sequence[str]) -> list[str]:
     _, last = words(), f"…{path[-1][-6:]}"
     lines = [
         _("through {0}", " → ".join(path)),
-        _("the stages saw the address of {0} and an id drawn for this run, not yours", last),
+        _(
+            "the stages saw the address of {0} and an id drawn for this conversation, not yours",
+            last,
+        ),
     ]
     if len(path) == 1:
         lines.append(

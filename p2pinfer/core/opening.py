@@ -332,6 +332,8 @@ def _check_layer(opening: OpenedTrace, layer: OpenedLayer, at: int) -> None:
     if layer.leaf() != opening.leaves[at]:
         raise BadOpening(f"{where}: the steps are not those that were pledged")
     if not layer.keys and not layer.values:
+        if layer.tail != LAST_TAIL:  # which nothing would check
+            raise BadOpening(f"{where}: a hash is shown of K and V that are not")
         return
     shown = opening.pledge.position + 1
     if not layer.keys or not layer.values or len(layer.keys) % shown or len(layer.values) % shown:

@@ -22,7 +22,7 @@ from peers.audits.auditor import Auditor
 from peers.audits.replay import PeerReplays
 from peers.receipts.session_evidence import Gatherer
 from transports.base import Transport
-from transports.libp2p.padding import PACED_BYTES_MAX, BadShape, Shape
+from transports.libp2p.padding import PACED_BYTES_MAX, BadShape, CellShape
 
 
 class HidingOptions(AccountOptions, Protocol):
@@ -114,10 +114,10 @@ class Disguises:
         return self._worn[name]
 
 
-def shape_of(row_bytes: int, pace_ms: int) -> Shape:
+def shape_of(row_bytes: int, pace_ms: int) -> CellShape:
     """Return what a model's rows look like on the way; raises UserError."""
     try:
-        return Shape.for_rows(row_bytes, pace_ms)
+        return CellShape.for_rows(row_bytes, pace_ms)
     except BadShape:
         least = -(-row_bytes * 1000 // PACED_BYTES_MAX) + 1
         raise UserError(

@@ -27,7 +27,7 @@ from peers.discovery.path_relays import Relay, blocks_of, missing_without, pick_
 from transports.base import Reach, Relaying, Transport
 from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
-from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN, Shape
+from transports.libp2p.padding import PACE_MS_MAX, PACE_MS_MIN, CellShape
 
 if TYPE_CHECKING:  # half a second of imports
     from transports.libp2p.transport import Libp2pTransport
@@ -72,7 +72,7 @@ class OpenedWay:
     """Opens one more behind the same first relay, under an identity of its own."""
 
 
-Another = Callable[[Shape], AbstractAsyncContextManager[OpenedWay]]
+Another = Callable[[CellShape], AbstractAsyncContextManager[OpenedWay]]
 """Opens a way for one session, whose bytes are given a shape; raises NoPath."""
 
 
@@ -207,7 +207,7 @@ async def open_hidden_way(
         silent = Blocklist()
 
         @asynccontextmanager
-        async def another(shape: Shape | None) -> AsyncGenerator[OpenedWay, None]:
+        async def another(shape: CellShape | None) -> AsyncGenerator[OpenedWay, None]:
             top, stack = below, AsyncExitStack()
             levels = [first, chance.sample(seconds, len(seconds))] if seconds else [first]
             async with stack:

@@ -77,7 +77,7 @@ BATCH: Final = 4
 """Lessons in a step."""
 
 LOOKED_AT_MAX: Final = 32
-"""Lessons by which a member tells how much it has left to learn: about as many as a round learns."""
+"""Lessons by which a member tells what it has left to learn: about as many as a round takes."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class LessonWork:
         return epsilon(DELTA_DEFAULT, self._noise.multiplier, passes) if self._noise else None
 
     async def _left(self, head: Numbers, number: int) -> float:
-        """Return which part of the first loss is left, or 0 if the rate is not to depend on it."""
+        """Return which part of the first loss is left, or 0 if the rate must not depend on it."""
         if number == 1 or self._noise:  # steps of its size would tell of the lessons
             return 0.0
         some = self._learned[:LOOKED_AT_MAX]
@@ -351,7 +351,9 @@ def _tasks_dir() -> Path:
 def _keep_head(task: TaskId, head: Head) -> None:
     """Write where the model stands; the file is there whole or not at all."""
     _tasks_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-    said = json.dumps([head.round, head.child, head.members, head.drawn]).encode()
+    said = json.dumps(
+        [head.round, head.child, head.members, head.drawn, dict(head.waited)]
+    ).encode()
     draft = _tasks_dir() / f".{task}.new.npz"
     np.savez(draft, numbers=head.numbers, said=np.frombuffer(said, np.uint8))
     draft.replace(_tasks_dir() / f"{task}.npz")
@@ -362,12 +364,15 @@ def kept_head(task: TaskId, size: int) -> Head:
     try:
         # Opened here: NumPy leaves a file open that is no archive
         with (_tasks_dir() / f"{task}.npz").open("rb") as file, np.load(file) as kept:
-            number, child, *who = json.loads(bytes(kept["said"]))
-            members, drawn = (*who, ())[:2]  # earlier releases did not keep who was drawn
+            said: list[Any] = json.loads(bytes(kept["said"]))
+            # Earlier releases did not keep who was drawn, or who was left out
+            later: list[Any] = [(), {}]
+            number, child, members, drawn, waits = said + later[len(said) - 3 :]
+            waited = {PeerId(each): int(rounds) for each, rounds in waits.items()}
             numbers = kept["numbers"].astype(np.int32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
         return Head(0, np.zeros(size, np.int32))
-    return Head(number, numbers, child, tuple(members), tuple(drawn))
+    return Head(number, numbers, child, tuple(members), tuple(drawn), waited)
 
 
 def _lineage_dir() -> Path:

@@ -300,42 +300,49 @@ class Client(SwarmClient):
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """The record of proven cheats; None if no evidence is gathered."""
-        if options.evidence:
-            serving = partial(directory.serving, model.id)
-            replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
-            judge = judge_of(model.store, model.manifest)
-            self.frauds = open_frauds(
-                swarm,
-                model.id,
-                self._sign,
-                replays.judges,
-                self.experiences.cheated,
-                judge,
-                holding(nursery, options.bootstrap, options.network, options.via),
-            )
-            inspector = Inspector(
-                transport,
-                judge,
-                serving,
-                options.proof_rate,
-                self.frauds.accuse,
-                self.experiences.failed,
-            )
-            fetch = fetching(transport, partial(directory.holding, model.id), model.manifest)
-            nursery.start_soon(keep_fresh, judge, model.store, model.manifest, fetch)
-            self._auditor = Auditor(
-                replays.find,
-                options.audit_rate,
-                bounds_of(model.store, model.id),
-                self.frauds.accuse,
-                inspector,
-            )
         self._disguises: Disguises | None = None
         if swarm.another:
             self.joins_conversations = False
             self._disguises = Disguises(swarm, options, self._requester, 4 * ends.width)
-            if self._auditor and self.frauds:
-                self._disguises.audit_with(self._auditor, replays.over, self.frauds.accuse)
+        if options.evidence:
+            self._open_checks(swarm, model, options, gatherer)
+
+    def _open_checks(
+        self, swarm: SwarmConnection, model: PartsModel, options: ClientOptions, gatherer: Gatherer
+    ) -> None:
+        """Make what checks answers, and what tells others of cheats."""
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
+        serving = partial(directory.serving, model.id)
+        replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
+        judge = judge_of(model.store, model.manifest)
+        self.frauds = open_frauds(
+            swarm,
+            model.id,
+            self._sign,
+            replays.judges,
+            self.experiences.cheated,
+            judge,
+            holding(nursery, options.bootstrap, options.network, options.via),
+        )
+        inspector = Inspector(
+            transport,
+            judge,
+            serving,
+            options.proof_rate,
+            self.frauds.accuse,
+            self.experiences.failed,
+        )
+        fetch = fetching(transport, partial(directory.holding, model.id), model.manifest)
+        nursery.start_soon(keep_fresh, judge, model.store, model.manifest, fetch)
+        self._auditor = Auditor(
+            replays.find,
+            options.audit_rate,
+            bounds_of(model.store, model.id),
+            self.frauds.accuse,
+            inspector,
+        )
+        if self._disguises:
+            self._disguises.audit_with(self._auditor, replays.over, self.frauds.accuse)
 
     def _ask_as(self) -> AbstractAsyncContextManager[Requester]:
         return self._disguises.take() if self._disguises else super()._ask_as()

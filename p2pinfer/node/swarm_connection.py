@@ -27,7 +27,7 @@ from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import are_only_here
-from transports.libp2p.padding import Shape
+from transports.libp2p.padding import CellShape
 from transports.secret import read_network_key
 
 RESOLVE_S = 30.0
@@ -232,7 +232,7 @@ class SwarmConnection:
 
 @asynccontextmanager
 async def _guarded(
-    another: Another, like: GuardedTransport, shape: Shape
+    another: Another, like: GuardedTransport, shape: CellShape
 ) -> AsyncIterator[OpenedWay]:
     """Open a way for one session, on which peers that are shut out anywhere are shut out, too."""
     async with another(shape) as way:
@@ -293,8 +293,8 @@ async def open_swarm_connection(
             if isinstance(network, Reach) and isinstance(network.members, Membership):
                 nursery.start_soon(_enrol(transport, directory, network.members, chance).run)
             transport.prefer_direct({SESSION}, directory.said_addresses)
+            told = names, faults, way.another and partial(_guarded, way.another, transport)
             try:
-                another = partial(_guarded, way.another, transport) if way.another else None
                 yield SwarmConnection(
                     way.identity,
                     transport,
@@ -305,9 +305,7 @@ async def open_swarm_connection(
                     # Bare TCP dials what a libp2p peer does not understand.
                     KnownPeers(network) if kind == "libp2p" else None,
                     _is_on_lan(network),
-                    names,
-                    faults,
-                    another,
+                    *told,
                 )
             finally:
                 nursery.cancel_scope.cancel()

@@ -28,6 +28,10 @@ APART_TIMES = 4
 route. Where all are late alike, their machine is busy: then its other peers are as slow, and
 computing a session's rows again there would stop its answer for seconds."""
 
+OWN_ROWS_MAX = 2 * STEPS_IN_FLIGHT_MAX
+"""That a session that drafts may have at a stage: those that a wrong draft made vain, and those
+behind the token drawn instead."""
+
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""
 
@@ -123,9 +127,7 @@ class Replacements:
         """Whether more rows wait at a stage than this session can have there."""
         peers = {hop.peer for hop in self.route}
         return any(
-            offer.queued_rows > STEPS_IN_FLIGHT_MAX
-            for offer in self._offers()
-            if offer.peer in peers
+            offer.queued_rows > OWN_ROWS_MAX for offer in self._offers() if offer.peer in peers
         )
 
     def _take(self, hops: Sequence[Hop]) -> None:

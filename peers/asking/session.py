@@ -218,10 +218,7 @@ class Session:
             following, stages_us = await self._prefill(prompt, scored=scored)
             if following.rows:
                 self._reached = len(self.tokens) + 1  # in our own first layers
-            drafter = text_drafter(prompt, self._model) if self._may_draft else None
-            ahead = Ahead(
-                self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
-            )
+            ahead = self._ahead(prompt)
             self.drafts = count = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
@@ -251,10 +248,13 @@ class Session:
                 )
                 ahead.drew(following.token)
         finally:
-            if self._may_draft:
-                self._share.add(count.kept, made)
+            self._share.add(count.kept, made)
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
+
+    def _ahead(self, prompt: Sequence[int]) -> Ahead:
+        drafter = text_drafter(prompt, self._model) if self._may_draft else None
+        return Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy)
 
     async def _prefill(
         self, prompt: Sequence[int], *, scored: bool

@@ -24,6 +24,7 @@ from p2pinfer.core.learning import (
     digest_of,
 )
 from p2pinfer.core.sums import SumRefused
+from peers.learning.attempt import Attempt
 from peers.learning.board import Board
 from peers.learning.courier import FETCH_S_MAX, Courier
 from peers.learning.group_sums import GroupSums, SumScheme
@@ -53,19 +54,6 @@ RETRY_S: Final = 1.0
 """Before looking again for what a statement needs."""
 
 LOSS_UNIT: Final = 1e-6
-
-
-class _Attempt:
-    """What a member holds for one attempt at a round."""
-
-    def __init__(self, nonce: bytes) -> None:
-        self.nonce = nonce
-        self.sums: GroupSums | None = None
-        self.fed: set[Digest] = set()
-        self.bad: set[Digest] = set()
-        self.met = self.closed = False
-        self.losses: tuple[int, ...] = ()
-        self.accepted: tuple[Payload, bytes, Digest] | None = None
 
 
 class Member:
@@ -98,7 +86,7 @@ class Member:
         self._events = events or Events()
         self._task, self._me = board.task, transport.peer_id
         self._round: Round | None = None
-        self._mine = _Attempt(b"")
+        self._mine = Attempt(b"")
         self._told_convicted: set[PeerId] = set()
 
     async def run(self, head: Head) -> Head:
@@ -152,9 +140,17 @@ class Member:
         """Take part in an attempt; return where the model is then, or why nothing came of it."""
         board, now_s = self._board, trio.current_time
         round_ = self._round = Round(
-            self._task, self._me, number, attempt, head.digest, head.members, now_s(), head.drawn
+            self._task,
+            self._me,
+            number,
+            attempt,
+            head.digest,
+            head.members,
+            now_s(),
+            head.drawn,
+            head.waited,
         )
-        self._mine = _Attempt(self._draw(32))
+        self._mine = Attempt(self._draw(32))
         board.begin(number, attempt, [head.digest])
         phase = None
         while True:
@@ -454,7 +450,8 @@ class Member:
                 f" what they taught makes {child[:12]}… here: is the base model the same?"
             )
         report = self._report(head, outcome)
-        new = Head(outcome.round, numbers, child, report.members, outcome.members)
+        waited = self._round.waiting(outcome.on) if self._round else {}
+        new = Head(outcome.round, numbers, child, report.members, outcome.members, waited)
         if self._events.on_round:
             await self._events.on_round(report, new)
         board.finish(outcome.round, [outcome.numbers.digest])

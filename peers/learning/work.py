@@ -1,6 +1,6 @@
 """What a member computes of its own, where the model stands, and what the program is told."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +50,8 @@ class Head:
     """Those who took part, as far as is known."""
     drawn: tuple[PeerId, ...] = ()
     """Those who were drawn, as more than half of them accept."""
+    waited: Mapping[PeerId, int] = field(factory=dict)
+    """For how many rounds on end sums with these members' updates were not taken over."""
 
     @property
     def payload(self) -> bytes:

@@ -17,6 +17,7 @@ from p2pinfer.engine.llama.process import HUGE_PAGES
 from sim.hunt import FoundFailure, draw
 from sim.scenario import Scenario, load_scenario
 from tests.support.command_line import run
+from tests.support.sim_runs import run_short
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +127,23 @@ def test_a_simulation_restarts_on_huge_pages(
 def run_here(*_: object) -> None:
     """Stand in for a run in this process."""
     raise UserError("it has begun here")
+
+
+def test_a_run_beside_a_plain_one_says_what_drafts_bring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same world runs a second time, in which nobody drafts."""
+    begun: list[bool] = []
+
+    def begin(scenario: Scenario, *_: object) -> sim.run.Outcome:
+        begun.append(scenario.requests.drafts)
+        return run_short("home")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("p2pinfer.cli.sim._tune_memory", lambda: None)
+    monkeypatch.setattr(sim.run, "run_scenario", begin)
+    assert run(monkeypatch, "sim", "far", "--beside-plain", "--json") == 0
+    assert begun == [True, False]
+    told = json.loads(capsys.readouterr().out)
+    assert told["drafts_times"] == 1.0
+    assert told["plain"]["digest"] == told["digest"]

@@ -5,6 +5,7 @@ under a mock clock: what one side waits for in vain costs nothing.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from p2pinfer.core import opening
 from p2pinfer.core.errors import ChannelClosed, PeerError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop, Open, Refused
-from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed
+from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_shown, check_signed
 from p2pinfer.core.proving import (
     AskCells,
     AskLayers,
@@ -47,6 +48,7 @@ FIRST, END, COUNT = 1, 3, 9
 POSITIONS = (2, 7)
 SHOWN = (ShownLayers(1, 2, 1), ShownLayers(0, 1, 0))
 """In conversations that name layers."""
+_WHOLE = ShownLayers(0, END - FIRST, END - FIRST)
 ROWS = Random(1).randbytes(COUNT * ROW_BYTES).replace(b"\x7f", b"\x3f").replace(b"\xff", b"\xbf")
 ANSWERS = (CellsAre, PledgeIs, CellRows, StepsAre, Refused)
 
@@ -261,7 +263,7 @@ def _learn(peer: PeerId, message: bytes, signature: bytes) -> bool:
 
 def make_trace(chance: Random) -> bytes:
     """Make a spoilt opening: in its bytes, or in its values, also by those of another one."""
-    one, other = chance.sample(honest().openings, 2)
+    one, other = chance.sample(honest(by_layers=chance.random() < _NAMING).openings, 2)
     data = opening.encode(one)
     if chance.random() < 0.2:
         return damage(chance, data)
@@ -274,7 +276,7 @@ def make_trace(chance: Random) -> bytes:
 
 
 def judge_trace(data: bytes) -> None:
-    """What is accepted is what a stage signed for; of some layers, K and V may be missing."""
+    """What is accepted is what a stage signed for, and of the layers that it was asked for."""
     try:
         found = opening.decode(data)
         check_signed(found, _is_signed)
@@ -289,3 +291,8 @@ def judge_trace(data: bytes) -> None:
         assert (each.given, each.steps) == (ours.given, ours.steps)
         if each.keys or each.values:
             assert each == ours
+    for by_layers, of_row in ((False, [_WHOLE, _WHOLE]), (True, SHOWN)):
+        position = POSITIONS.index(found.pledge.position)
+        with suppress(BadOpening):
+            check_shown(found, of_row[position].of(END - FIRST))
+            assert found == honest(by_layers=by_layers).openings[position]

@@ -1,6 +1,7 @@
 """Where a member of a task goes on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,22 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_head_is_kept_whole() -> None:
     """With who took part, and who was drawn: the next round begins with most of these."""
     assert kept_head(TASK, 8).round == 0
-    _keep_head(TASK, Head(4, NUMBERS, CHILD, PEERS[:2], PEERS))
+    _keep_head(TASK, Head(4, NUMBERS, CHILD, PEERS[:2], PEERS, {PEERS[2]: 2}))
     found = kept_head(TASK, 8)
     assert (found.round, found.child, found.members) == (4, CHILD, PEERS[:2])
-    assert found.drawn == PEERS
+    assert (found.drawn, found.waited) == (PEERS, {PEERS[2]: 2})
     np.testing.assert_array_equal(found.numbers, NUMBERS)
 
 
-def test_a_head_of_an_earlier_release_is_read() -> None:
-    """It did not keep who was drawn."""
+@pytest.mark.parametrize("drawn", [(), (PEERS,)])
+def test_a_head_of_an_earlier_release_is_read(drawn: tuple[Sequence[PeerId], ...]) -> None:
+    """It did not keep who was drawn, or who was left out."""
     _tasks_dir().mkdir(parents=True)
-    said = np.frombuffer(json.dumps([4, CHILD, PEERS]).encode(), np.uint8)
+    said = np.frombuffer(json.dumps([4, CHILD, PEERS, *drawn]).encode(), np.uint8)
     np.savez(_tasks_dir() / f"{TASK}.npz", numbers=NUMBERS, said=said)
     found = kept_head(TASK, 8)
-    assert (found.round, found.members, found.drawn) == (4, PEERS, ())
+    assert (found.round, found.members, found.waited) == (4, PEERS, {})
+    assert found.drawn == (drawn[0] if drawn else ())
 
 
 def test_a_damaged_head_is_begun_again() -> None:

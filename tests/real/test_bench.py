@@ -33,7 +33,7 @@ def test_decode(home: Path, peers: int, sessions: int) -> None:
         )
     if sessions > 1:
         assert report["sessions"] == sessions
-        assert set(report["aggregate_ratio"]) == {"libp2p", "tcp"}
+        assert set(report["aggregate_ratio"]) == {"alone", "libp2p", "tcp"}
 
 
 def test_rpc(home: Path, tmp_path: Path) -> None:

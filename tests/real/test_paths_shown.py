@@ -93,7 +93,7 @@ def test_the_page_says_what_the_path_promises(
         said = account.locator(".path")
         expect(said).to_be_visible()
         expect(said).to_contain_text(f"through …{relays[0].id[-6:]}")
-        expect(said).to_contain_text("an id drawn for this run, not yours")
+        expect(said).to_contain_text("an id drawn for this conversation, not yours")
         expect(said).to_contain_text("can still tell by timing")
         if PICTURE:
             page.screenshot(path=PICTURE)
@@ -129,6 +129,6 @@ def test_the_chat_says_it_when_asked(
         chat.terminate()
         chat.wait(GONE_S_MAX)
     assert all(relay.id in said for relay in relays)
-    assert "an id drawn for this run, not yours" in said
+    assert "an id drawn for this conversation, not yours" in said
     assert max(each["vouched"]["for"] for each in peers if "vouched" in each) == 1
     assert max(each["vouched"]["as_one_of"] for each in peers if "vouched" in each) == 2

@@ -12,7 +12,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.learning import Kind, Payload, RoundStatement, TaskId, digest_of
 from p2pinfer.core.wire import encode
 from scheduler.round_table import RoundOutcome, Say, Void, groups_of, threshold
-from scheduler.rounds import Round
+from scheduler.rounds import WAITED_MAX, Round
 from tests.support.learners import task
 
 TASK_ID = TaskId("a" * 64)
@@ -213,6 +213,23 @@ def test_groups_are_drawn_by_all_nonces() -> None:
     assert drawn != groups_of(members, b"others", 3)
     assert drawn == groups_of(members[::-1], b"nonces", 3)
     assert groups_of(members[:2], b"nonces", 3) != []
+
+
+@pytest.mark.parametrize(("size", "on_end"), [(6, WAITED_MAX), (9, 1)])
+def test_those_left_out_are_not_left_out_together_again(size: int, on_end: int) -> None:
+    """One poisoner has its whole group refused: of two groups at most twice on end."""
+    members, longest = [name(number) for number in range(size)], 0
+    waited: dict[PeerId, int] = {}
+    refused = dict.fromkeys(members, 0)
+    for number in range(300):
+        groups = groups_of(members, b"%d" % number, 3, waited)
+        assert sorted(each for group in groups for each in group) == members
+        assert {len(group) for group in groups} == {3}
+        bad = next(group for group in groups if members[0] in group)
+        refused = {each: refused[each] + 1 if each in bad else 0 for each in members}
+        waited = {each: min(refused[each], WAITED_MAX) for each in bad}
+        longest = max(longest, *(refused[each] for each in members[1:]))
+    assert longest == on_end
 
 
 def test_more_than_half_decrypt_together() -> None:

@@ -142,7 +142,7 @@ def test_searches_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_stage_needs_no_second_search_to_be_right() -> None:
-    """A route of one peer is the same for whoever drafts."""
+    """A route of one peer is the same with drafts as without."""
     swarm = [advert("a", 1, 9, **ORDINARY), advert("b", 1, 9, **(ORDINARY | {"row_us": 1_500}))]
     plain = find_route(swarm, 1, 9, EXACT)
     assert find_route(swarm, 1, 9, evolve(EXACT, drafted=0.9)) == plain

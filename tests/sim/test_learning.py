@@ -2,10 +2,15 @@
 
 import pytest
 
+from p2pinfer.cli.learn import LESSONS
+from p2pinfer.cli.rounds import RoundFlags
 from sim.learning import ATTACKS, LearningScenario, run_learning
 
-HARM_RATIO_MAX, QUIET_HARM_RATIO_MAX = 1.2, 1.3
+HARM_RATIO_MAX = 1.2
 """Of the honest members' final loss, to that of the same task without the poisoner."""
+
+QUIET_LEFT_MAX = 0.05
+"""Of the loss at first, where a poisoner keeps to the permitted length."""
 
 
 def test_members_die_and_are_slow() -> None:
@@ -16,6 +21,15 @@ def test_members_die_and_are_slow() -> None:
     assert len(found.heads) == 4
     assert len(found.children) == 1
     assert found.loss_after < 0.8 * found.loss_before
+
+
+def test_the_settings_are_those_of_the_command() -> None:
+    """What is simulated is what a person gets who names no settings."""
+    task = RoundFlags()
+    scenario = LearningScenario()
+    assert (scenario.rounds, scenario.group) == (task.rounds, task.group)
+    assert (scenario.steps, scenario.outer_percent) == (task.steps, task.outer)
+    assert scenario.rate == LESSONS.rate
 
 
 def test_a_run_repeats() -> None:
@@ -30,16 +44,19 @@ def test_a_run_repeats() -> None:
 def test_one_poisoner_of_six_does_little_harm(seed: int) -> None:
     """Whether it turns its update around, sends it fiftyfold, or teaches a lie.
 
-    Where it keeps to the permitted length no sum gives it away, and it does a little more.
+    All is as ``p2pinfer learn --propose`` has it. Where a poisoner keeps to the permitted length no
+    sum gives it away, and it does more: but most is learned all the same.
     """
-    calm = run_learning(LearningScenario(members=5, rounds=10, seed=seed))
-    assert calm.loss_after < 0.25 * calm.loss_before
+    calm = run_learning(LearningScenario(members=5, seed=seed))
+    assert calm.loss_after < 0.01 * calm.loss_before
     for attack in ATTACKS:
-        scenario = LearningScenario(members=6, rounds=10, poisoners=1, attack=attack, seed=seed)
+        scenario = LearningScenario(members=6, poisoners=1, attack=attack, seed=seed)
         found = run_learning(scenario)
         assert len(found.children) == 1
-        most = QUIET_HARM_RATIO_MAX if attack.startswith("quiet") else HARM_RATIO_MAX
-        assert found.loss_after <= most * calm.loss_after, attack
+        if attack.startswith("quiet"):
+            assert found.loss_after <= QUIET_LEFT_MAX * calm.loss_before, attack
+        else:
+            assert found.loss_after <= HARM_RATIO_MAX * calm.loss_after, attack
 
 
 @pytest.mark.long

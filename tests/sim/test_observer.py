@@ -51,7 +51,7 @@ def test_relays_end_a_lines_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, _: float) -> None:
             pass
 
-        def wait_s(self, _: float) -> float:
+        def wait_s(self, _: float, __: int) -> float:
             return 0.0
 
     monkeypatch.setattr(observer, "Beats", NoBeats)

@@ -16,7 +16,7 @@ import trio
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
-from transports.libp2p.padding import Shape
+from transports.libp2p.padding import CellShape
 from transports.libp2p.stream import Muxer, Stream
 from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
 
@@ -50,7 +50,7 @@ class StreamChannel:
         self._left = 0  # bytes of it still to come
         self._filling = 0  # and of what fills it up
         padder = stream.connection.padder
-        self._shape: Shape | None = padder.shape if padder else None
+        self._shape: CellShape | None = padder.shape if padder else None
         stream.connection.watch(stream)
 
     @property

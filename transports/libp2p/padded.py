@@ -16,7 +16,7 @@ from p2pinfer.core.ids import PeerId
 from transports.libp2p.host import log, protocol_id
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
-from transports.libp2p.padding import SHAPE_BYTES, BadShape, Padder, Shape
+from transports.libp2p.padding import SHAPE_BYTES, BadShape, CellShape, Padder
 from transports.libp2p.path import Extension
 from transports.libp2p.stream import Stream
 
@@ -35,7 +35,7 @@ class Padding:
     Args:
         host: whose connections they are.
         network: of which swarm.
-        via: the path that this host is on: what to propose to those whom it calls, if anything.
+        via: the path that this host is on: what to propose to peers that it calls.
     """
 
     def __init__(self, host: IHost, network: str, via: Extension | None) -> None:
@@ -62,7 +62,7 @@ class Padding:
             log.info("what is said to %s is not filled up: %s", peer, error)
 
 
-def fill_up(connection: Connection, shape: Shape) -> None:
+def fill_up(connection: Connection, shape: CellShape) -> None:
     """Fill up all that is sent from now on; the remote drops what fills it."""
     connection.padder = Padder(shape)
     if shape.pace_ms:
@@ -88,7 +88,7 @@ async def _take(inbound: INetStream) -> None:
     try:
         with trio.fail_after(AGREE_S_MAX):
             await stream.wait_buffered(SHAPE_BYTES)
-        shape = Shape.decode(bytes(stream.buffer[:SHAPE_BYTES]))
+        shape = CellShape.decode(bytes(stream.buffer[:SHAPE_BYTES]))
         if connection.padder:
             raise BadShape("a second one")
         fill_up(connection, shape)

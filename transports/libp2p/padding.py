@@ -39,11 +39,14 @@ CHUNK_BYTES_MAX: Final = 9 * 1024 * 1024
 """As much as one message may have."""
 
 PACE_MS_MIN: Final = 5
-PACE_MS_MAX: Final = 1000
-"""Beyond that an answer would be of no use; below, timers are late by as much."""
+PACE_MS_MAX: Final = 200
+"""With two relays a ping takes six beats; below the least, timers are late by as much."""
 
 PACED_BYTES_MAX: Final = 8 * 1024 * 1024
 """A second, of cells that may be empty: what one requester can have a stage send in vain."""
+
+BULK_BYTES: Final = 48 * 1024
+"""So much at once is no row, and does not wait at relays: a prompt would take seconds."""
 
 LINGER_S: Final = 1.0
 """For how long cells leave after the last data: longer than a row takes to go round most chains."""
@@ -59,7 +62,7 @@ SHAPE_BYTES: Final = _SHAPE.size
 
 
 @dataclass(frozen=True)
-class Shape:
+class CellShape:
     """What everything on one connection is to look like; sizes before encryption.
 
     Raises:
@@ -84,7 +87,7 @@ class Shape:
             raise BadShape(f"{self.cell_bytes} bytes each {self.pace_ms} ms")
 
     @classmethod
-    def for_rows(cls, row_bytes: int, pace_ms: int = 0) -> "Shape":
+    def for_rows(cls, row_bytes: int, pace_ms: int = 0) -> "CellShape":
         """Return the shape for a model with rows of this size."""
         small, large = (row_bytes * rows + HEAD_BYTES for rows in (WIDE_ROWS_MAX, BLOCK_ROWS))
         return cls(max(row_bytes + HEAD_BYTES, CELL_BYTES_MIN), (small, large), pace_ms)
@@ -99,7 +102,7 @@ class Shape:
         return _SHAPE.pack(self.cell_bytes, *self.chunk_bytes, self.pace_ms)
 
     @classmethod
-    def decode(cls, data: bytes) -> "Shape":
+    def decode(cls, data: bytes) -> "CellShape":
         """Return what a remote proposes; raises BadShape."""
         if len(data) != SHAPE_BYTES:
             raise BadShape(f"a shape of {len(data)} bytes")
@@ -131,7 +134,7 @@ class Shape:
 class Padder:
     """One end of a connection: decides what is sealed when. The clock is an argument."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: CellShape) -> None:
         self.shape = shape
         self.held_bytes = 0
         """Of frames that wait for a beat."""
@@ -197,8 +200,10 @@ class Beats:
     def __init__(self, pace_s: float) -> None:
         self._pace_s, self._next_at, self._left_at = pace_s, -inf, -inf
 
-    def wait_s(self, now: float) -> float:
-        """Return how long what is here now has to wait."""
+    def wait_s(self, now: float, size: int) -> float:
+        """Return how long what is here now, of that size in bytes, has to wait."""
+        if size >= BULK_BYTES:
+            return 0.0
         if now > self._left_at + LINGER_S:
             self._next_at = now + self._pace_s / 2
         elif self._next_at <= now:

@@ -30,7 +30,7 @@ from transports.libp2p.extension import EXTEND
 from transports.libp2p.host import log, protocol_id
 from transports.libp2p.muxer import Connection
 from transports.libp2p.noise_records import StreamPipe
-from transports.libp2p.padding import Shape
+from transports.libp2p.padding import CellShape
 
 RELAY_S_MAX = 4.0
 """For a relay to be reached: a stage keeps a session for 5 s after its requester was lost."""
@@ -82,7 +82,7 @@ class Extension:
         below: Below,
         network: str,
         relays: Relays,
-        shape: Shape | None = None,
+        shape: CellShape | None = None,
         silent: Blocklist | None = None,
         pace_ms: int = 0,
     ) -> None:

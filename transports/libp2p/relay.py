@@ -292,7 +292,7 @@ class Relay:
             if not source.buffer:
                 break
             if beats:
-                await trio.sleep(beats.wait_s(trio.current_time()))
+                await trio.sleep(beats.wait_s(trio.current_time(), len(source.buffer)))
             await target.wait_room(or_end=False)
             if not target.room():
                 break  # it is gone

@@ -231,7 +231,7 @@ function path(relays) {
   const last = shortName(relays.at(-1));
   const said = [
     t("through {0}", relays.map(shortName).join(" → ")),
-    t("the stages saw the address of {0} and an id drawn for this run, not yours", last),
+    t("the stages saw the address of {0} and an id drawn for this conversation, not yours", last),
   ];
   if (relays.length === 1) {
     said.push(t("the relay saw your address and which peers you asked, and could read nothing"));

@@ -108,8 +108,8 @@ class LearningState:
 def rate_share(number: int, rounds: int, left: float) -> float:
     """Return at which share of a task's rate a round is learned: less in each, as all settle.
 
-    But whoever has much left to learn, as sums with its lessons were refused or it came late, is
-    not slowed down.
+    But a member that has much left to learn, as sums with its lessons were refused or it came
+    late, is not slowed down.
 
     Args:
         number: of the round, from 1.

@@ -90,7 +90,7 @@ async def test_a_slow_stage_is_replaced_by_a_fast_one(
 
 @pytest.mark.parametrize(
     ("queued_rows", "stranger", "busy"),
-    [(8, 64, False), (9, 0, True), (64, 0, True), (0, 0, False)],
+    [(16, 64, False), (17, 0, True), (64, 0, True), (0, 0, False)],
 )
 async def test_a_route_is_busy_where_others_wait(
     queued_rows: int, stranger: int, busy: bool, autojump_clock: MockClock

@@ -108,7 +108,7 @@ async def test_machines_that_cannot_open_lose_nothing(
 async def test_layers_with_experts_are_refused_in_plain_words_at_no_cost(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asks a stage of them hears why, each time, and so does who reads the trust line."""
+    """Each asker hears why, every time, and the trust line says it as well."""
     with pytest.raises(UnsupportedModel) as closed:
         check_traced("llama", 8)
 

@@ -16,26 +16,28 @@ from transports.libp2p import muxer, padding, yamux
 from transports.libp2p.channel import LENGTH_BYTES
 from transports.libp2p.padded import fill_up
 from transports.libp2p.padding import (
+    BULK_BYTES,
     CELL_BYTES_MAX,
     HEAD_BYTES,
     LINGER_S,
     RECORD_PLAIN_BYTES_MAX,
     BadShape,
+    Beats,
+    CellShape,
     Padder,
-    Shape,
 )
 from transports.libp2p.yamux import HEADER_BYTES, Yamux
 
 ROW_BYTES = 2304
-SHAPE = Shape.for_rows(ROW_BYTES)
-PACED = Shape.for_rows(ROW_BYTES, 20)
+SHAPE = CellShape.for_rows(ROW_BYTES)
+PACED = CellShape.for_rows(ROW_BYTES, 20)
 PACE_S = 0.02
 HEADS = st.integers(24, 60)
 """Bytes of a step's other fields and its length: they grow with the position."""
 
 
 def data(size: int) -> bytes:
-    """Build a frame with so many bytes for a stream."""
+    """Build a frame with that many bytes for a stream."""
     return yamux.HEADER.pack(0, yamux.DATA, 0, 1, size) + b"x" * size
 
 
@@ -56,8 +58,8 @@ def test_a_prompt_shows_in_whole_chunks(head: int, rows: int) -> None:
     assert size + SHAPE.behind(size) == SHAPE.chunk_bytes[1]
 
 
-@given(st.integers(0, 5_000_000), st.sampled_from([SHAPE, Shape.for_rows(131_072)]))
-def test_longer_messages_are_whole_chunks(size: int, shape: Shape) -> None:
+@given(st.integers(0, 5_000_000), st.sampled_from([SHAPE, CellShape.for_rows(131_072)]))
+def test_longer_messages_are_whole_chunks(size: int, shape: CellShape) -> None:
     """Whatever they are about."""
     whole = size + shape.behind(size)
     assert shape.is_short(size) or whole in shape.chunk_bytes or not whole % shape.chunk_bytes[1]
@@ -66,7 +68,7 @@ def test_longer_messages_are_whole_chunks(size: int, shape: Shape) -> None:
 @given(st.lists(st.integers(0, 70_000), max_size=6), st.sampled_from([256, 2432, CELL_BYTES_MAX]))
 def test_filled_frames_are_whole_cells_and_mean_the_same(sizes: list[int], cell: int) -> None:
     """The other end reads what it would have read without, whatever the sizes."""
-    shape = Shape(cell, (cell, cell))
+    shape = CellShape(cell, (cell, cell))
     one, other = Yamux(initiator=True), Yamux(initiator=False)
     stream = one.open_stream()
     for size in sizes:
@@ -89,17 +91,17 @@ def test_filled_frames_are_whole_cells_and_mean_the_same(sizes: list[int], cell:
         (4096, 8192, 4096, 0),
         (4096, 4096, 1 << 30, 0),
         (4096, 4096, 4096, 4),
-        (4096, 4096, 4096, 1001),
+        (4096, 4096, 4096, 201),
         (CELL_BYTES_MAX, CELL_BYTES_MAX, CELL_BYTES_MAX, 5),
     ],
 )
 def test_what_a_stranger_may_propose_is_bounded(fields: tuple[int, ...]) -> None:
     """Neither sizes nor rates at which a stage would work in vain."""
     with pytest.raises(BadShape):
-        Shape.decode(padding._SHAPE.pack(*fields))
+        CellShape.decode(padding._SHAPE.pack(*fields))
     with pytest.raises(BadShape):
-        Shape.decode(PACED.encode()[1:])
-    assert Shape.decode(PACED.encode()) == PACED
+        CellShape.decode(PACED.encode()[1:])
+    assert CellShape.decode(PACED.encode()) == PACED
 
 
 def test_without_a_pace_nothing_waits() -> None:
@@ -214,6 +216,27 @@ async def _run(conn: muxer.Connection, *, task_status: trio.TaskStatus[Any]) -> 
         task_status.started()
 
 
+@given(st.lists(st.floats(0.0, 0.45), min_size=2, max_size=40))
+def test_a_relay_ends_the_jitter_of_a_rhythm(late: list[float]) -> None:
+    """Up to half a beat, what comes early or late leaves on time; the first one sets the time."""
+    beats, left = Beats(PACE_S), []
+    for number, share in enumerate(late):
+        now = (number + share) * PACE_S
+        left.append(now + beats.wait_s(now, ROW_BYTES))
+    gaps = [later - sooner for sooner, later in pairwise(left)]
+    assert gaps == pytest.approx([PACE_S] * len(gaps))
+    assert all(0 <= at - number * PACE_S <= PACE_S for number, at in enumerate(left))
+
+
+def test_a_relays_rhythm_begins_again_after_a_pause() -> None:
+    """Nothing waits for longer than a beat; what is later than its beat leaves at the next."""
+    beats = Beats(PACE_S)
+    assert beats.wait_s(0.0, ROW_BYTES) == pytest.approx(PACE_S / 2)
+    assert beats.wait_s(0.035, ROW_BYTES) == pytest.approx(0.015)
+    assert beats.wait_s(5.0, ROW_BYTES) == pytest.approx(PACE_S / 2)
+    assert beats.wait_s(5.0, BULK_BYTES) == 0.0
+
+
 def test_a_message_has_room_for_its_head() -> None:
-    """What `Shape.for_rows` adds holds two headers, a length and a step's other fields."""
+    """What `CellShape.for_rows` adds holds two headers, a length and a step's other fields."""
     assert LENGTH_BYTES + 40 + 3 * HEADER_BYTES <= HEAD_BYTES

@@ -57,7 +57,7 @@ async def test_strangers_that_left_are_forgotten(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_callers_that_left_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither their relay nor the peer that they called counts them for ever."""
+    """Neither their relay nor the peer that they called counts callers for ever."""
     monkeypatch.setattr(past_peers, "PEERS_REMEMBERED_MAX", 1)
     monkeypatch.setattr(relay_limits, "CALLERS_MAX", 1)
     async with three() as (relay, hidden, _):

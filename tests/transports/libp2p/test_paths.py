@@ -31,7 +31,7 @@ from transports.libp2p.host import connections, protocol_id
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.noise_records import TAG_BYTES
 from transports.libp2p.padded import PADDED
-from transports.libp2p.padding import Shape
+from transports.libp2p.padding import CellShape
 from transports.libp2p.path import Extension
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
@@ -54,7 +54,7 @@ def path_of(peer: Libp2pTransport) -> tuple[PeerId, ...]:
 
 @asynccontextmanager
 async def over(
-    *relays: list[Libp2pTransport], shape: Shape | None = None
+    *relays: list[Libp2pTransport], shape: CellShape | None = None
 ) -> AsyncGenerator[Libp2pTransport, None]:
     """Run a requester whose path leads through one relay of each list, in their order."""
     async with AsyncExitStack() as stack:
@@ -86,7 +86,7 @@ class TestOneRelay(GossipContract):
     """A requester that hides behind one relay, and a peer that serves."""
 
     hops = 1
-    shape: Shape | None = None
+    shape: CellShape | None = None
 
     @asynccontextmanager
     async def peers(self) -> AsyncGenerator[tuple[Transport, Transport], None]:
@@ -110,15 +110,7 @@ class TestTwoRelays(TestOneRelay):
 class TestPadded(TestOneRelay):
     """A requester that fills up what it says."""
 
-    shape = Shape.for_rows(64)  # with more, what the contract sends unread would fill windows
-
-
-@pytest.mark.long
-class TestPaced(TestOneRelay):
-    """One that says it in a rhythm as well, which two relays keep."""
-
-    hops = 2
-    shape = Shape.for_rows(64, 5)
+    shape = CellShape.for_rows(64)  # with more, what the contract sends unread would fill windows
 
 
 @asynccontextmanager
@@ -350,7 +342,7 @@ async def test_a_relay_sees_whole_cells_and_chunks(
     monkeypatch: pytest.MonkeyPatch, pace_ms: int
 ) -> None:
     """Whatever the message, where nothing is agreed on its length shows; and it comes whole."""
-    shape = Shape.for_rows(ROW_BYTES, pace_ms)
+    shape = CellShape.for_rows(ROW_BYTES, pace_ms)
     row = shape.cell_bytes + TAG_BYTES
     tap = Tap(monkeypatch)
 
@@ -376,11 +368,25 @@ async def test_a_relay_sees_whole_cells_and_chunks(
             assert await show(channel, 2 * ROW_BYTES) != await show(channel, 3 * ROW_BYTES)
 
 
+async def test_a_rhythm_over_two_relays_changes_no_message() -> None:
+    """Short ones, long ones, and several at once arrive whole and in order."""
+    shape = CellShape.for_rows(ROW_BYTES, 5)
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(None, HERE, "test") as bob, relays(2, bob) as (first, second):
+            bob.handle("echo", echo)
+            async with over([first], [second], shape=shape) as alice:
+                channel = await alice.open(bob.peer_id, "echo", bob.addresses)
+                sent = [os.urandom(size) for size in (9, ROW_BYTES, 300_000, ROW_BYTES, 60_000, 1)]
+                for message in sent:
+                    await channel.send(message)
+                assert [await channel.receive() for _ in sent] == sent
+
+
 async def test_peers_of_before_are_spoken_to_as_ever() -> None:
     """They know nothing of shapes."""
     async with one_relay() as (relay, bob):
         bob._host.remove_stream_handler(protocol_id("test", PADDED))
-        async with over([relay], shape=Shape.for_rows(ROW_BYTES)) as alice:
+        async with over([relay], shape=CellShape.for_rows(ROW_BYTES)) as alice:
             channel = await alice.open(bob.peer_id, "echo", bob.addresses)
             await channel.send(b"hello")
             assert await channel.receive() == b"hello"
@@ -392,7 +398,7 @@ async def test_what_a_stranger_proposes_is_judged() -> None:
     """Nonsense, or a second shape, ends that stream alone."""
     async with one_relay() as (_, bob), open_libp2p(None, [], "test") as caller:
         muxed = await caller.reach_directly(bob.peer_id, bob.addresses)
-        name, good = protocol_id("test", PADDED), Shape.for_rows(ROW_BYTES).encode()
+        name, good = protocol_id("test", PADDED), CellShape.for_rows(ROW_BYTES).encode()
         (there,) = connections(bob._host, ID.from_string(caller.peer_id))
         for proposal, is_taken in ((bytes(14), False), (b"xx", False), (good, True), (good, True)):
             with suppress(ChannelClosed):
