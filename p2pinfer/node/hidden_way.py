@@ -183,17 +183,21 @@ async def open_hidden_way(
         outside = _Outside(below, reach.network, directory, chance)
         guards = Guards(_named(reach), chance)
         guard = await outside.find_guard(bootstrap, guards.load())
+        former = guards.load()
         seconds: list[Relay] = []
+        standing_by = outside.pick(SPARE_MAX + (SECONDS_MAX if hops > 1 else 0), (), [guard])
         if hops > 1:
-            seconds = outside.pick(SECONDS_MAX, (), [guard])
+            seconds, standing_by = share_out(standing_by, former)
             if not seconds:
                 raise NoPath(
                     "--via 2 needs two relays from different blocks of addresses, and this swarm"
                     f" has one that this machine may use: {GET_RELAYS}"
                 )
         taken = [peer for peer, _ in seconds]
-        kept = [each for each in guards.load() if each[0] not in taken and each != guard]
-        spare = outside.pick(SPARE_MAX - len(kept), taken, [guard, *seconds])
+        kept = [each for each in former if each[0] not in (guard[0], *taken)]
+        names = [peer for peer, _ in kept]
+        spare = [each for each in standing_by if each[0] not in names]
+        spare = spare[: max(0, SPARE_MAX - len(kept))]
         guards.keep([guard, *spare])
         first = [guard, *kept, *spare]
         barred = [*outside.seen_by, *taken, *(peer for peer, _ in first)]
@@ -228,6 +232,17 @@ async def open_hidden_way(
         chance.shuffle(free)
         ways_in = [each.addresses[0] for each in free[:WAYS_IN_MAX]]
         yield replace(way, ways_in=ways_in, another=another)
+
+
+def share_out(drawn: Sequence[Relay], kept: Sequence[Relay]) -> tuple[list[Relay], list[Relay]]:
+    """Return who may be second, and who stands by for the first relay: some of each, if possible.
+
+    Those that this machine kept as first relays know its address already, so they stand by first.
+    """
+    peers = {peer for peer, _ in kept}
+    ordered = sorted(drawn, key=lambda each: each[0] in peers)
+    seconds = len(ordered) - min(SPARE_MAX, len(ordered) // 2)
+    return ordered[: min(seconds, SECONDS_MAX)], ordered[seconds:]
 
 
 def _named(reach: Reach) -> str:

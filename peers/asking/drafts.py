@@ -53,8 +53,8 @@ PLAIN_TOKENS = 8
 """Made without drafts when an answer begins, and again after ``PAUSE_TOKENS_MAX`` with
 drafts: what drafts gain is measured against these."""
 
-SLOW_PAUSE_TOKENS = 64
-"""After drafts that do not pay: eight tokens that take a third longer are 4 % of what follows."""
+SLOW_PAUSE_TOKENS = 96
+"""After drafts that do not pay: eight tokens that take a third longer are 3 % of what follows."""
 
 SLOWER_MAX = 1.02
 """Times the plain time per token. Beyond it drafts do not pay: the machines are busy."""

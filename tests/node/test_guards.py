@@ -8,6 +8,8 @@ import pytest
 
 from p2pinfer.core.ids import PeerId
 from p2pinfer.node.guards import DAY_S, GUARDS_MAX, KEPT_S, Guards
+from p2pinfer.node.hidden_way import SECONDS_MAX, SPARE_MAX, share_out
+from peers.discovery.path_relays import Relay
 from transports.identity import Identity
 
 PLACE = ("/ip4/192.0.2.1/tcp/4001",)
@@ -106,3 +108,29 @@ def test_a_folder_that_cannot_be_written_is_a_pity(tmp_path: Path) -> None:
     nowhere = tmp_path / "no" / "guards.json"
     guards(nowhere, Clock()).keep([(PeerId("x"), PLACE)])
     assert guards(nowhere, Clock()).load() == []
+
+
+@pytest.mark.parametrize(
+    ("drawn", "kept", "seconds", "spare"),
+    [
+        ([], [], [], []),
+        ([A], [], [A], []),
+        ([A, B], [], [A], [B]),
+        ([A, B, C], [], [A, B], [C]),
+        ([A, B, C], [A, B], [C, A], [B]),
+        ([A, B, C, D], [A, C], [B, D], [A, C]),
+    ],
+)
+def test_some_stand_by_for_the_first(
+    drawn: list[Relay], kept: list[Relay], seconds: list[Relay], spare: list[Relay]
+) -> None:
+    """Of few relays not all are second ones: a path outlives the first, too."""
+    assert share_out(drawn, kept) == (seconds, spare)
+
+
+def test_a_large_swarm_has_enough_of_both() -> None:
+    """And no more than that."""
+    drawn = [(Identity(bytes([n]) * 32).peer_id, PLACE) for n in range(SECONDS_MAX + SPARE_MAX)]
+    seconds, spare = share_out(drawn, drawn[:1])
+    assert (len(seconds), len(spare)) == (SECONDS_MAX, SPARE_MAX)
+    assert drawn[0] in spare

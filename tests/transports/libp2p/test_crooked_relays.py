@@ -126,9 +126,9 @@ def passing(relay: Libp2pTransport, wait: Callable[[ID, int], Awaitable[object]]
     crooked: Any = relay.relay
     allowed, pump = crooked._allowed, crooked._pump
 
-    async def pump_named(source: Stream, target: Stream, rate: Any, patience: Any) -> None:
+    async def pump_named(source: Stream, target: Stream, rate: Any, *rest: Any) -> None:
         rate.sender = source.connection.peer_id
-        await pump(source, target, rate, patience)
+        await pump(source, target, rate, *rest)
 
     async def allow(rate: Any, wanted: int) -> int:
         await wait(rate.sender, wanted)
