@@ -111,7 +111,7 @@ async def test_whose_distance_is_known_is_not_called(autojump_clock: MockClock) 
 
 
 def test_what_a_layer_costs() -> None:
-    """Whoever holds many layers is passed seldom; of whom nothing is known may be far and slow."""
+    """The way to a peer is shared by its layers; one of which nothing is known may be far away."""
     known = {peer("a"): 0.02}
     near = evolve(offer(peer("x")), row_us=700, links=(RoundTrip(peer("a"), 8000),))
     assert layer_s(near, known.get) == pytest.approx(0.0007 + (0.028 + HOP_S) / 28)
