@@ -3,12 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from attrs import asdict
 from cyclopts import App
 
 from p2pinfer.cli.key import proof
@@ -32,7 +32,7 @@ from p2pinfer.logs import note
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
-    from p2pinfer.node.learning_together import Ancestor
+    from p2pinfer.node.lineage import Ancestor
     from transports.base import Reach
 
 NAMED_MAX = 4
@@ -349,13 +349,34 @@ def _print_lineage(found: "Manifest") -> None:
     for each in _ancestors(found):
         signed = f"{each.signed} of {len(each.members)} members signed"
         print(f"round {each.round:<5} {each.child[:12]}… from {each.parent[:12]}…, {signed}")
+        print(f"            {_measured(each)}")
+
+
+def _measured(of: "Ancestor") -> str:
+    """Say what members have signed that a round gained, or why that cannot be said."""
+    lacking = of.listed - len(of.judged)
+    if not of.listed:
+        return "what they measured is not known: no list of judgements that they signed for is here"
+    if lacking:
+        before = "" if of.judged else "; releases before kept none"
+        return (
+            f"what they measured is not known: {lacking} of {of.listed} judgements are not here"
+            f" as they were signed{before}"
+        )
+    if of.gain is None:
+        return "no sum was taken over"
+    gain, tried = of.gain, "" if of.taken == 1 else f"; {of.taken} sums, each tried alone"
+    return (
+        f"loss on their own lessons lower by {gain.median:.3f} (median; {gain.least:.3f} to"
+        f" {gain.most:.3f}), as {gain.members} of them signed{tried}"
+    )
 
 
 def _ancestors(found: "Manifest") -> "list[Ancestor]":
     """Return the rounds that led to a model, the latest first."""
-    from p2pinfer.node.learning_together import lineage
+    from p2pinfer.node.lineage import lineage
 
-    return lineage(found.id)
+    return lineage(found.id, note)
 
 
 def _safety(

@@ -1,7 +1,7 @@
 """A real member of a learning task: its place in a swarm, its lessons, and what it keeps.
 
 data/learning/tasks/TASK.npz    where the model stood after the last round, to go on from
-data/lineage/CHILD.json         how a child came to be: its parent, members, who signed for it
+data/lineage/CHILD.json         how a child came to be; see `p2pinfer.node.lineage`
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import os
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, sqrt
@@ -26,10 +26,9 @@ from threadpoolctl import threadpool_limits
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.learning import LearningTask, RoundStatement, SignedBody, TaskId, is_signed
+from p2pinfer.core.learning import LearningTask, TaskId
 from p2pinfer.core.manifest import NAME_CHARS_MAX, Manifest
 from p2pinfer.core.privacy import DELTA_DEFAULT, Noise, epsilon
-from p2pinfer.core.wire import BadMessage, decode
 from p2pinfer.engine.gguf.model_header import split_layer
 from p2pinfer.engine.store.adapters import child_manifest, keep_adapter
 from p2pinfer.engine.store.assemble import PartsModel
@@ -44,10 +43,10 @@ from p2pinfer.engine.training.descent import (
 )
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, read_top
-from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.node.bystander import open_bystander
 from p2pinfer.node.keeping import advertisement_without_layers
 from p2pinfer.node.learning import adapter_matrices, mean_losses
+from p2pinfer.node.lineage import keep_lineage
 from p2pinfer.node.swarm_connection import SwarmConnection
 from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
@@ -316,7 +315,7 @@ async def take_part(
 
     async def ended(report: RoundReport, head: Head) -> None:
         _keep_head(task_id, head)
-        _keep_lineage(task_id, task, report)
+        keep_lineage(task_id, task, report)
         on_round(report)
         await trio.lowlevel.checkpoint()
 
@@ -373,77 +372,3 @@ def kept_head(task: TaskId, size: int) -> Head:
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
         return Head(0, np.zeros(size, np.int32))
     return Head(number, numbers, child, tuple(members), tuple(drawn), waited)
-
-
-def _lineage_dir() -> Path:
-    return data_dir() / "lineage"
-
-
-def _keep_lineage(task_id: TaskId, task: LearningTask, report: RoundReport) -> None:
-    said = {
-        "task": task_id,
-        "name": task.name,
-        "base": task.base,
-        "round": report.number,
-        "parent": report.parent or task.base,
-        "members": report.members,
-        "sums": report.sums,
-        "taken": report.taken,
-        "signed": [[each.body.hex(), each.signature.hex()] for each in report.signed],
-    }
-    with suppress(OSError):  # it is only for showing
-        _lineage_dir().mkdir(parents=True, exist_ok=True)
-        replace_text(_lineage_dir() / f"{report.child}.json", json.dumps(said))
-
-
-@dataclass(frozen=True)
-class Ancestor:
-    """How a child came to be."""
-
-    child: ModelId
-    parent: ModelId
-    task: str
-    round: int
-    members: tuple[PeerId, ...]
-    signed: int
-    """Members whose signatures under it hold."""
-    sums: int
-    taken: int
-
-
-def lineage(model: ModelId) -> list[Ancestor]:
-    """Return how a model came to be, the latest round first, as far as this machine saw it."""
-    found: list[Ancestor] = []
-    while each := _ancestor(model):
-        found.append(each)
-        model = each.parent
-        if any(other.child == model for other in found):
-            break  # a file that somebody has changed
-    return found
-
-
-def _ancestor(child: ModelId) -> Ancestor | None:
-    try:
-        said = json.loads((_lineage_dir() / f"{child}.json").read_text())
-        signed = [SignedBody(bytes.fromhex(body), bytes.fromhex(by)) for body, by in said["signed"]]
-        return Ancestor(
-            child,
-            said["parent"],
-            said["name"],
-            said["round"],
-            tuple(said["members"]),
-            sum(_accepts(each, child) for each in signed),
-            said["sums"],
-            said["taken"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _accepts(said: SignedBody, child: ModelId) -> bool:
-    """Whether a member has signed for a child."""
-    try:
-        statement = decode(said.body, RoundStatement)
-    except BadMessage:
-        return False
-    return statement.data.hex() == child and is_signed(said, statement.author, verify)

@@ -5,7 +5,7 @@ in one place. Two such statements, both signed, convict their author before anyb
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from typing import Final
 
@@ -165,13 +165,21 @@ class Board:
             if statement.round == number and statement.kind is Kind.ACCEPT
         }
 
-    def signatures(self, number: int, child: Digest) -> tuple[SignedBody, ...]:
-        """Return a round's list of judgements, and all who accepted what follows from it."""
-        return tuple(
+    def signatures(
+        self, number: int, child: Digest, members: Collection[PeerId]
+    ) -> tuple[SignedBody, ...]:
+        """Return a round's list of judgements, these, and which members accepted what follows."""
+        if child not in self._said:
+            return ()
+        listing, signed = self._said[child]
+        judged = [self._said[each][1] for each in listing.listed if each in self._said]
+        accepts = [
             said
-            for digest, (statement, said) in self._said.items()
-            if child in (digest, statement.on) and statement.round == number
-        )
+            for statement, said in self._said.values()
+            if (statement.kind, statement.round, statement.on) == (Kind.ACCEPT, number, child)
+            and statement.author in members
+        ]
+        return signed, *judged, *accepts
 
     def rounds(self) -> list[int]:
         """Return the rounds of which something is known, the latest first."""

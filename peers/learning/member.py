@@ -486,7 +486,7 @@ class Member:
             taken,
             losses[0] if losses else None,
             losses[1] if len(losses) == 1 + 1 and taken else None,
-            self._board.signatures(outcome.round, outcome.on),
+            self._board.signatures(outcome.round, outcome.on, outcome.members),
         )
 
     async def _linger(self, head: Head) -> None:

@@ -82,7 +82,7 @@ class RoundReport:
     loss_after: float | None = None
     """The same with the new numbers, where one sum alone makes them."""
     signed: tuple[SignedBody, ...] = field(default=(), repr=False)
-    """The list of judgements, and who accepted what follows."""
+    """The list of judgements, these, and who accepted what follows."""
 
 
 @frozen

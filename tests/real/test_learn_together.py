@@ -199,6 +199,7 @@ def test_three_processes_make_one_child(taught: Taught) -> None:
     assert shown["lineage"][0]["parent"] == shown["lineage"][1]["child"]
     assert shown["lineage"][1]["parent"] == shown["base"]
     assert all(each["signed"] >= 2 for each in shown["lineage"])
+    assert all(each["listed"] == len(each["judged"]) >= 2 for each in shown["lineage"])
 
 
 async def updates_of(
