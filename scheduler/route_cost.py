@@ -129,32 +129,61 @@ def relay_detours(view: OfferTable, row_bytes: int) -> Floats:
     return np.where(view.column("hidden") > 0, detour_s, 0.0)
 
 
-def taken_for(known_s: Floats, near: Floats, far: Floats, detour_s: Floats | float = 0.0) -> Floats:
+@frozen
+class AskerTrips:
+    """Round trips between the asker and each row of a table, in seconds."""
+
+    measured_s: Floats
+    """NaN where there is none."""
+    most_s: Floats
+    """As measured; where it was not, no more than this."""
+
+    def of(self, rows: Whole) -> "AskerTrips":
+        """Return those of some rows."""
+        return AskerTrips(self.measured_s[rows], self.most_s[rows])
+
+    def assumed_s(self, detour_s: Floats, *, hidden: bool) -> Floats:
+        """Return what to assume of each; see `relay_detours`, and ``hidden`` is the asker."""
+        unknown_s = self.most_s + 2 * detour_s * hidden
+        return np.where(np.isnan(self.measured_s), unknown_s, self.measured_s)
+
+
+def asker_trips(view: OfferTable, seen: Experience) -> AskerTrips:
+    """Return the asker's round trips, and how long those can be that it has not measured.
+
+    By the triangle inequality a peer is no farther than the way to another and the link between
+    those two, of which either tells. Else peers in the asker's own town would count as the far
+    side of the world until they were called, and few are.
+    """
+    measured_s = view.fill(seen.round_trip_s, np.nan)
+    is_known = ~np.isnan(measured_s)
+    teller, told, time_us = told_links(view.column("key"), *view.links())
+    is_new = is_known[teller] != is_known[told]
+    teller, told, time_us = teller[is_new], told[is_new], time_us[is_new]
+    known, unknown = np.where(is_known[teller], (teller, told), (told, teller))
+    links = longest_told(known, unknown, time_us, len(view))
+    most_s = np.where(is_known, measured_s, ROUND_TRIP_S_DEFAULT)
+    np.minimum.at(most_s, links.target, measured_s[links.source] + links.round_trip_s)
+    return AskerTrips(measured_s, most_s)
+
+
+def taken_for(
+    known_s: Floats, near: AskerTrips, far: AskerTrips, detour_s: Floats | float = 0.0
+) -> Floats:
     """Return the round trips to assume between peers.
 
-    ``known_s`` is what they state, 0 if nothing; ``near`` and ``far`` are the asker's own round
-    trips to the one and the other, NaN if it has none: the detour over the asker bounds theirs.
-    ``detour_s`` is what a relay may add to a way that is unknown, and to the bounds.
+    ``known_s`` is what they state, 0 if nothing. The asker's own round trips to the one and the
+    other bound it from both sides, and the most that they can be from above. ``detour_s`` is what a
+    relay may add to a way that is unknown, and to the bounds.
     """
-    least = np.nan_to_num(np.abs(near - far), nan=0.0)
+    least = np.nan_to_num(np.abs(near.measured_s - far.measured_s), nan=0.0)
     said = np.where(known_s > 0, np.maximum(known_s, least), np.inf)
-    bound = np.minimum(over_asker(near) + over_asker(far), ROUND_TRIP_S_DEFAULT)
+    bound = np.minimum(near.most_s + far.most_s, ROUND_TRIP_S_DEFAULT)
     return np.minimum(said, bound + detour_s)
 
 
-def over_asker(own_s: Floats) -> Floats:
-    """Return own round trips, or the default where one is missing."""
-    return np.nan_to_num(own_s, nan=ROUND_TRIP_S_DEFAULT)
-
-
-def from_asker(own_s: Floats, detour_s: Floats, *, hidden: bool) -> Floats:
-    """Return the round trips to assume between the asker and each row; see `relay_detours`."""
-    unknown_s = ROUND_TRIP_S_DEFAULT + 2 * detour_s * hidden
-    return np.where(np.isnan(own_s), unknown_s, own_s)
-
-
 def round_trips(
-    view: OfferTable, peer: PeerId, own_s: Floats, detour_s: Floats, *, arrives: bool
+    view: OfferTable, peer: PeerId, trips: AskerTrips, detour_s: Floats, *, arrives: bool
 ) -> Floats:
     """Return the round trips to assume between a peer and each row, in seconds.
 
@@ -164,13 +193,14 @@ def round_trips(
     known_us = np.where(keys == peer_key(peer), times_us, 0).max(axis=1, initial=0)
     row = view.row_of(peer)
     if row is None:
-        return taken_for(known_us / US_PER_S, own_s, np.full(len(view), np.nan))
+        unknown = AskerTrips(np.full(1, np.nan), np.full(1, ROUND_TRIP_S_DEFAULT))
+        return taken_for(known_us / US_PER_S, trips, unknown)
     for key, time_us in zip(keys[row], times_us[row], strict=True):
         linked = view.column("key") == key
         known_us[linked] = np.maximum(known_us[linked], time_us)
     hidden: Flags = view.column("hidden") > 0
     detours = np.where(hidden & hidden[row], detour_s[row] if arrives else detour_s, 0.0)
-    return taken_for(known_us / US_PER_S, own_s, np.full(len(view), own_s[row]), 2 * detours)
+    return taken_for(known_us / US_PER_S, trips, trips.of(np.array([row])), 2 * detours)
 
 
 @frozen
@@ -182,29 +212,43 @@ class RouteLinks:
     round_trip_s: Floats
 
 
-def known_ways(view: OfferTable, rows: Whole, own_s: Floats, detour_s: Floats) -> RouteLinks:
+def known_ways(view: OfferTable, rows: Whole, trips: AskerTrips, detour_s: Floats) -> RouteLinks:
     """Return the round trips among rows that are in the order of their first layers.
 
-    A way leads from a row to one that begins within its range or right after it. Where both ends
-    state one, the longer counts. Rows are numbered by their places in ``rows``.
+    A way leads from a row to one that begins within its range or right after it. Rows are numbered
+    by their places in ``rows``, as are ``trips`` and ``detour_s``.
     """
     keys, first, end = (view.column(name)[rows] for name in ("key", "first", "end"))
-    order = np.argsort(keys)
-    to_keys, times_us = (column[rows] for column in view.links())
-    teller, slot = np.nonzero(times_us)
-    found = np.searchsorted(keys, to_keys[teller, slot], sorter=order)
-    told = order[np.minimum(found, len(rows) - 1)]
+    teller, told, time_us = told_links(keys, *(column[rows] for column in view.links()))
     source, target = np.minimum(teller, told), np.maximum(teller, told)
-    leads = (keys[told] == to_keys[teller, slot]) & (first[source] < first[target])
-    leads &= first[target] <= end[source]
-    source, target, time_us = source[leads], target[leads], times_us[teller, slot][leads]
-    pair = target * len(rows) + source
+    leads = (first[source] < first[target]) & (first[target] <= end[source])
+    links = longest_told(source[leads], target[leads], time_us[leads], len(rows))
+    source, target = links.source, links.target
+    detours = np.where(detour_s[source] > 0, 2 * detour_s[target], 0.0)
+    assumed_s = taken_for(links.round_trip_s, trips.of(source), trips.of(target), detours)
+    return RouteLinks(source, target, assumed_s)
+
+
+def told_links(keys: Whole, to_keys: Whole, times_us: Whole) -> tuple[Whole, Whole, Whole]:
+    """Return which row tells of a link to which other one, and its microseconds.
+
+    Rows are numbered by their places in ``keys``; the other two are as `OfferTable.links` has them.
+    """
+    order = np.argsort(keys)
+    teller, slot = np.nonzero(times_us)
+    wanted = to_keys[teller, slot]
+    found = np.searchsorted(keys, wanted, sorter=order)
+    told = order[np.minimum(found, len(keys) - 1)]
+    is_row = keys[told] == wanted
+    return teller[is_row], told[is_row], times_us[teller, slot][is_row]
+
+
+def longest_told(source: Whole, target: Whole, time_us: Whole, count: int) -> RouteLinks:
+    """Return one link for each pair of ``count`` rows; where both state it, the longer counts."""
+    pair = target * count + source
     by_pair = np.argsort(pair, kind="stable")
     starts = np.flatnonzero(np.diff(pair[by_pair], prepend=-1))
     if not len(starts):
         return RouteLinks(source, target, time_us / US_PER_S)
     longest_s = np.maximum.reduceat(time_us[by_pair], starts) / US_PER_S
-    source, target = source[by_pair][starts], target[by_pair][starts]
-    detours = np.where(detour_s[source] > 0, 2 * detour_s[target], 0.0)
-    round_trip_s = taken_for(longest_s, own_s[source], own_s[target], detours)
-    return RouteLinks(source, target, round_trip_s)
+    return RouteLinks(source[by_pair][starts], target[by_pair][starts], longest_s)

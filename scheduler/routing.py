@@ -31,11 +31,11 @@ from scheduler.offer_table import (
 )
 from scheduler.route_cost import (
     ROUND_TRIP_S_DEFAULT,
+    AskerTrips,
     Prices,
     RouteLinks,
-    from_asker,
+    asker_trips,
     known_ways,
-    over_asker,
     prices,
     relay_detours,
     round_trips,
@@ -120,10 +120,9 @@ def find_route(
         NoRoute: no offers join up.
     """
     view = OfferTable.of(offers)
-    own_s = view.fill(asking.seen.round_trip_s, np.nan)
-    detour_s = relay_detours(view, asking.row_bytes)
-    ends_s = from_asker(own_s, detour_s, hidden=asking.hidden)
-    return _cheapest(view, LayerRange(first, end), asking, (ends_s, ends_s))
+    trips, detour_s = asker_trips(view, asking.seen), relay_detours(view, asking.row_bytes)
+    ends_s = trips.assumed_s(detour_s, hidden=asking.hidden)
+    return _cheapest(view, LayerRange(first, end), asking, trips, (ends_s, ends_s))
 
 
 def replacement(
@@ -140,20 +139,23 @@ def replacement(
         NoRoute: no offers join up.
     """
     view = OfferTable.of(offers)
-    own_s = view.fill(asking.seen.round_trip_s, np.nan)
-    detour_s = relay_detours(view, asking.row_bytes)
+    trips, detour_s = asker_trips(view, asking.seen), relay_detours(view, asking.row_bytes)
     ends = [
-        from_asker(own_s, detour_s, hidden=asking.hidden)
+        trips.assumed_s(detour_s, hidden=asking.hidden)
         if peer is None
-        else round_trips(view, peer, own_s, detour_s, arrives=arrives)
+        else round_trips(view, peer, trips, detour_s, arrives=arrives)
         for peer, arrives in zip(between, (False, True), strict=True)
     ]
     without = {*asking.without, *(peer for peer in between if peer is not None)}
-    return _cheapest(view, layers, evolve(asking, without=without), (ends[0], ends[1]))
+    return _cheapest(view, layers, evolve(asking, without=without), trips, (ends[0], ends[1]))
 
 
 def _cheapest(
-    view: OfferTable, layers: LayerRange, asking: Asking, ends: tuple[Floats, Floats]
+    view: OfferTable,
+    layers: LayerRange,
+    asking: Asking,
+    trips: AskerTrips,
+    ends: tuple[Floats, Floats],
 ) -> list[RouteHop]:
     """Find the cheapest chain; ``ends`` are the round trips to each row as the first and last."""
     if not layers:
@@ -164,11 +166,11 @@ def _cheapest(
     end = np.minimum(view.column("end")[rows], layers.end)
     if missing := _holes(first, end, layers):
         raise NoRoute(_words(view, missing, layers, asking))
-    own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
+    trips = trips.of(rows)
     price = prices(view, asking.seen, asking.chance, asking.spread).of(rows)
     detour_s = relay_detours(view, asking.row_bytes)[rows]
-    ways = known_ways(view, rows, own_s, detour_s)
-    search = _Search(first, end, price, own_s, ways, detour_s, trip_share(asking.drafted))
+    ways = known_ways(view, rows, trips, detour_s)
+    search = _Search(first, end, price, trips.most_s, ways, detour_s, trip_share(asking.drafted))
     chain = search.best(layers.end, ends[0][rows] / 2, ends[1][rows] / 2, asking.drafted)
     stops = [*(int(first[at]) for at in chain[1:]), layers.end]
     offers = (view.advertisement(int(rows[at])) for at in chain)
@@ -195,7 +197,8 @@ class _Search:
     first: Whole
     end: Whole
     price: Prices
-    own_s: Floats
+    most_s: Floats
+    """That the round trip from the asker takes."""
     ways: RouteLinks
     detour_s: Floats
     """What a hidden peer's rows take longer to each row, one way; 0 where it is no hidden one."""
@@ -234,14 +237,14 @@ class _Search:
         begins = np.unique(self.first)
         arrived_s = np.where(self.first == begins[0], entry_s, np.inf)
         before = np.full(len(self.first), -1)
-        own_s = over_asker(self.own_s) / 2
+        over_s = self.most_s / 2
         for layer in begins[1:]:
             some = slice(*np.searchsorted(self.first, (layer, layer + 1)))
             left_s = self._left(arrived_s, int(layer), some.start, below_s)
             anyhow, far_s = self._cheapest_before(left_s, some)
-            near, near_s = self._cheapest_before(left_s + own_s[: some.start], some)
+            near, near_s = self._cheapest_before(left_s + over_s[: some.start], some)
             far_s = far_s + ROUND_TRIP_S_DEFAULT / 2
-            near_s = near_s + own_s[some]
+            near_s = near_s + over_s[some]
             arrived_s[some] = np.minimum(far_s, near_s)
             before[some] = np.where(near_s < far_s, near, anyhow)
             self._take_known_ways(arrived_s, before, left_s, some)

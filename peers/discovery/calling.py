@@ -2,7 +2,8 @@
 
 Each tells how far it is from a few others, its relay among them. So once some of these are known
 from here, those are called that cannot be far. Without that, hidden peers know the open ones that
-they looked at as relays, and few other hidden ones; routes then pass these by.
+they looked at as relays, and few other hidden ones; routes then pass these by. Of near ones those
+come first that are quick and hold many layers: a town may have more slow peers than are called.
 """
 
 import math
@@ -15,6 +16,8 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
+from scheduler.offer_table import ROW_US_DEFAULT, US_PER_S
+from scheduler.route_cost import HOP_S, ROUND_TRIP_S_DEFAULT
 from transports.base import Transport
 from transports.vain_dials import VainDials
 
@@ -40,7 +43,7 @@ async def call_around(
     chance: Random,
     round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
 ) -> None:
-    """Connect to some peers, so that their round trips are measured: rather to near ones.
+    """Connect to some peers, so that their round trips are measured: rather to near and quick ones.
 
     Nobody is sent to a stranger's host, or about its own network, by peers that are made up.
 
@@ -52,9 +55,13 @@ async def call_around(
     """
     called, reached, dials = set[PeerId](), set[PeerId](), VainDials()
     while wanted := min(REACHED_MAX - len(reached), CALLED_MAX - len(called)):
-        strangers = [offer for offer in offers() if offer.peer not in called]
+        strangers = [
+            offer
+            for offer in offers()
+            if offer.peer not in called and round_trip_s(offer.peer) is None
+        ]
         chance.shuffle(strangers)
-        strangers.sort(key=lambda offer: farthest_s(offer, round_trip_s))
+        strangers.sort(key=lambda offer: layer_s(offer, round_trip_s))
         before = len(reached)
         async with trio.open_nursery() as nursery:
             for offer in strangers[: min(wanted, CALLED_AT_ONCE_MAX)]:
@@ -63,6 +70,16 @@ async def call_around(
                 nursery.start_soon(_call, transport, addresses, reached, dials)
         if len(reached) == before:
             await trio.sleep(CALL_S)
+
+
+def layer_s(offer: Advertisement, round_trip_s: Callable[[PeerId], float | None]) -> float:
+    """Return what each layer that a peer holds costs a token at most, with its share of the way.
+
+    A peer that tells of nobody known from here may be on the far side of the world.
+    """
+    way_s = min(farthest_s(offer, round_trip_s), ROUND_TRIP_S_DEFAULT)
+    held = max(1, offer.end - offer.first)
+    return (HOP_S + way_s) / held + (offer.row_us or ROW_US_DEFAULT) / US_PER_S
 
 
 def farthest_s(offer: Advertisement, round_trip_s: Callable[[PeerId], float | None]) -> float:

@@ -103,15 +103,31 @@ def detour(to: Advertisement, row_bytes: int) -> float:
     return RELAYED_SHARE * (leg / 2 + row_bytes / RELAY_BYTES_PER_S)
 
 
+def told(a: Advertisement, b: Advertisement) -> list[float]:
+    """Return the round trips between two peers that these state."""
+    claims = [link.round_trip_us / 1e6 for link in a.links if link.peer == b.peer]
+    return claims + [link.round_trip_us / 1e6 for link in b.links if link.peer == a.peer]
+
+
+def most(a: Advertisement, swarm: Sequence[Advertisement], own: dict[PeerId, float]) -> float:
+    """Compute independently how long the asker's round trip to a peer can be."""
+    if a.peer in own:
+        return own[a.peer]
+    over = [own[b.peer] + max(told(a, b)) for b in swarm if b.peer in own and told(a, b)]
+    return min([ROUND_TRIP_S_DEFAULT, *over])
+
+
 def round_trip(
-    a: Advertisement, b: Advertisement, own: dict[PeerId, float], row_bytes: int
+    a: Advertisement,
+    b: Advertisement,
+    swarm: Sequence[Advertisement],
+    own: dict[PeerId, float],
+    row_bytes: int,
 ) -> float:
     """Compute independently what a round trip is taken for, of rows from the one to the other."""
-    claims = [link.round_trip_us / 1e6 for link in a.links if link.peer == b.peer]
-    claims += [link.round_trip_us / 1e6 for link in b.links if link.peer == a.peer]
+    claims = told(a, b)
     least = abs(own[a.peer] - own[b.peer]) if a.peer in own and b.peer in own else 0.0
-    over = own.get(a.peer, ROUND_TRIP_S_DEFAULT) + own.get(b.peer, ROUND_TRIP_S_DEFAULT)
-    bound = min(over, ROUND_TRIP_S_DEFAULT)
+    bound = min(most(a, swarm, own) + most(b, swarm, own), ROUND_TRIP_S_DEFAULT)
     if detour(a, row_bytes):  # both must be hidden, or the other one calls back
         bound += 2 * detour(b, row_bytes)
     return min(max(least, *claims), bound) if claims else bound
@@ -137,9 +153,9 @@ def price(route: Sequence[RouteHop], swarm: Sequence[Advertisement], asking: Ask
     """Compute independently what a route costs."""
     own, size = dict(asking.seen.round_trip_s), asking.row_bytes
     total = sum(work(h.offer, h.end - h.first, swarm, asking.seen) for h in route)
-    total += sum(round_trip(a.offer, b.offer, own, size) for a, b in pairwise(route)) / 2
+    total += sum(round_trip(a.offer, b.offer, swarm, own, size) for a, b in pairwise(route)) / 2
     for end in (route[0], route[-1]):
-        unknown = ROUND_TRIP_S_DEFAULT + 2 * detour(end.offer, size) * asking.hidden
+        unknown = most(end.offer, swarm, own) + 2 * detour(end.offer, size) * asking.hidden
         total += own.get(end.peer, unknown) / 2
     return total
 

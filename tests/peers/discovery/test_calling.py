@@ -19,8 +19,10 @@ from peers.discovery.calling import (
     REACHED_MAX,
     call_around,
     farthest_s,
+    layer_s,
     neighbours,
 )
+from scheduler.route_cost import HOP_S, ROUND_TRIP_S_DEFAULT
 from tests.support.adverts import advert
 from tests.support.swarm import MODEL, peer
 from transports.memory.network import MemoryNetwork
@@ -63,17 +65,10 @@ async def test_some_are_called_and_no_more(
     assert len(calls) == len(set(calls)) == count
 
 
-async def test_those_that_cannot_be_far_are_called_first(autojump_clock: MockClock) -> None:
-    """A hidden peer tells how far its relay is; who knows that relay knows about how far it is."""
-    network, relays = MemoryNetwork(), {"near": 0.01, "far": 0.2}
-    known = {peer(name): seconds for name, seconds in relays.items()}
-    offers = [
-        evolve(offer(peer(f"{name}{n}")), links=(RoundTrip(peer(name), 10_000),))
-        for name in ("far", "near")
-        for n in range(REACHED_MAX)
-    ]
+async def called_of(offers: list[Advertisement], known: dict[PeerId, float]) -> set[PeerId]:
+    """Return which of these are called, where all answer and some round trips were measured."""
     called: list[PeerId] = []
-    async with network.join(peer("me")) as me, trio.open_nursery() as nursery:
+    async with MemoryNetwork().join(peer("me")) as me, trio.open_nursery() as nursery:
 
         async def connect(address: str) -> PeerId:
             called.append(PeerId(address.rpartition("/")[2]))
@@ -83,7 +78,46 @@ async def test_those_that_cannot_be_far_are_called_first(autojump_clock: MockClo
         nursery.start_soon(call_around, me, lambda: offers, random.Random(1), known.get)
         await trio.sleep(CALL_S)
         nursery.cancel_scope.cancel()
-    assert set(called) == {each.peer for each in offers[REACHED_MAX:]}
+    return set(called)
+
+
+def crowd(name: str, relay: str = "near", row_us: int = 1000) -> list[Advertisement]:
+    """Return offers of as many peers as are called, 10 ms from their relay."""
+    links = (RoundTrip(peer(relay), 10_000),)
+    names = [peer(f"{name}{n}") for n in range(REACHED_MAX)]
+    return [evolve(offer(each), links=links, row_us=row_us) for each in names]
+
+
+async def test_those_that_cannot_be_far_are_called_first(autojump_clock: MockClock) -> None:
+    """A hidden peer tells how far its relay is; who knows that relay knows about how far it is."""
+    known = {peer("near"): 0.01, peer("far"): 0.2}
+    far, near = crowd("far", relay="far"), crowd("near")
+    assert await called_of([*far, *near], known) == {each.peer for each in near}
+
+
+async def test_of_near_ones_the_quick_are_called_first(autojump_clock: MockClock) -> None:
+    """Routes pass the slow ones of a town by, however near they are; a far quick one is dearer."""
+    known = {peer("near"): 0.01, peer("far"): 0.2}
+    slow, quick = crowd("slow", row_us=3000), crowd("quick", row_us=500)
+    far = crowd("far", relay="far", row_us=500)
+    assert await called_of([*slow, *far, *quick], known) == {each.peer for each in quick}
+
+
+async def test_whose_distance_is_known_is_not_called(autojump_clock: MockClock) -> None:
+    """Its place is another's: a hidden peer has looked at some as relays before."""
+    looked_at, others = crowd("relay"), crowd("other", row_us=3000)
+    known = {each.peer: 0.01 for each in looked_at}
+    assert await called_of([*looked_at, *others], known) == {each.peer for each in others}
+
+
+def test_what_a_layer_costs() -> None:
+    """The way to a peer is shared by its layers; one of which nothing is known may be far away."""
+    known = {peer("a"): 0.02}
+    near = evolve(offer(peer("x")), row_us=700, links=(RoundTrip(peer("a"), 8000),))
+    assert layer_s(near, known.get) == pytest.approx(0.0007 + (0.028 + HOP_S) / 28)
+    assert layer_s(evolve(near, end=3), known.get) == pytest.approx(0.0007 + (0.028 + HOP_S) / 2)
+    unknown_s = 0.001 + (ROUND_TRIP_S_DEFAULT + HOP_S) / 28
+    assert layer_s(offer(peer("x")), known.get) == pytest.approx(unknown_s)
 
 
 def test_how_far_a_peer_can_be() -> None:
