@@ -55,6 +55,10 @@ WAYS_IN_MAX: Final = 4
 """Peers that are asked for their directory over the path."""
 
 GET_RELAYS = "start some on machines that serve no layers (p2pinfer relay), or ask without --via"
+ONE_RELAY = (
+    "--via 2 needs two relays from different blocks of addresses, and this swarm has one that this"
+    f" machine may use: {GET_RELAYS}"
+)
 
 
 @dataclass(frozen=True)
@@ -182,17 +186,12 @@ async def open_hidden_way(
         directory = Directory(below, identity, chance)
         outside = _Outside(below, reach.network, directory, chance)
         guards = Guards(_named(reach), chance)
-        guard = await outside.find_guard(bootstrap, guards.load())
         former = guards.load()
-        seconds: list[Relay] = []
-        standing_by = outside.pick(SPARE_MAX + (SECONDS_MAX if hops > 1 else 0), (), [guard])
-        if hops > 1:
-            seconds, standing_by = share_out(standing_by, former)
-            if not seconds:
-                raise NoPath(
-                    "--via 2 needs two relays from different blocks of addresses, and this swarm"
-                    f" has one that this machine may use: {GET_RELAYS}"
-                )
+        guard = await outside.find_guard(bootstrap, former)
+        drawn = outside.pick(SPARE_MAX + (SECONDS_MAX if hops > 1 else 0), (), [guard])
+        seconds, standing_by = share_out(drawn, former) if hops > 1 else ([], drawn)
+        if hops > 1 and not seconds:
+            raise NoPath(ONE_RELAY)
         taken = [peer for peer, _ in seconds]
         kept = [each for each in former if each[0] not in (guard[0], *taken)]
         names = [peer for peer, _ in kept]

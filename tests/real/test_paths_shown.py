@@ -108,8 +108,8 @@ def test_the_chat_says_it_when_asked(
     ours, theirs = pty.openpty()
     terminal = os.fdopen(ours, "r+b", buffering=0)
     (home / "state" / "guards.json").unlink(missing_ok=True)
-    command = ("chat", "--via", "2", "--bootstrap", relays[0].address, "--anonymous", *HOW)
-    command += ("--pace", "20")
+    how = ("--via", "2", "--pace", "20", "--anonymous", *HOW)
+    command = ("chat", "--bootstrap", relays[0].address, *how)
     chat = subprocess.Popen(
         [*COMMAND, *command],
         stdin=theirs,
