@@ -267,14 +267,17 @@ PHASES = ("join", "reveal", "hello", "keys", "train", "add", "share", "judge", "
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_member_stops_nobody(phase: str, tiny: Path, tmp_path: Path) -> None:
-    """Killed by the system in any phase of the first round: the other three end both rounds."""
+    """Killed by the system in any phase of a round: the other three end both rounds.
+
+    On a busy machine the victim may miss the first one, and dies in the second.
+    """
     facts = made_up(2, 8)
     lessons = [write(tmp_path / f"{n}.jsonl", facts[2 * n : 2 * n + 2]) for n in range(4)]
     join_s = "60" if phase == "join" else "600"  # on a busy machine some come late
     how = (*TINY_TASK, "--members", "4", "--talk-s", "8", "--train-s", "60", "--join-s", join_s)
     with members(tmp_path, str(tiny), lessons, *how) as them:
         victim = them[PHASES.index(phase) % 4]
-        wait_said(victim.home / "said", f"round 1 of 2: {phase}")
+        wait_said(victim.home / "said", f" of 2: {phase}")
         victim.child.send_signal(signal.SIGKILL)
         reports = [each.report() for each in them if each is not victim]
     assert len({str(each["model"]) for each in reports}) == 1
