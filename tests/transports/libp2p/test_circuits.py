@@ -295,6 +295,9 @@ async def test_relayed_peers_are_no_neighbours_of_gossip() -> None:
 RENEWED_S = 1200.0
 """A reservation by hand is renewed by hand, in time."""
 
+LATE_SHARE_MAX = 0.01
+"""Of the circuits, that other programs may starve for longer than any peer is waited for."""
+
 
 @pytest.mark.long
 async def test_a_relay_does_not_grow() -> None:
@@ -303,6 +306,7 @@ async def test_a_relay_does_not_grow() -> None:
     pause = float(os.environ.get("P2PINFER_SOAK_PAUSE_S", "0"))  # leaves the core to others
     own = psutil.Process()
     sizes: list[int] = []
+    late = 0
     reach = Reach("test", relaying=Relaying.ALWAYS, relay_mbit=10_000)
     async with open_libp2p(None, HERE, reach) as relay, open_libp2p(None, [], "test") as hidden:
         hidden.handle("echo", echo)
@@ -315,9 +319,13 @@ async def test_a_relay_does_not_grow() -> None:
                 renewed_at = trio.current_time()
             for _ in range(20):
                 async with open_libp2p(None, [], "test") as caller:
-                    channel = await caller.open(hidden.peer_id, "echo", [address])
-                    await channel.send(bytes(100_000))
-                    assert len(await channel.receive()) == 100_000
+                    try:
+                        channel = await caller.open(hidden.peer_id, "echo", [address])
+                        await channel.send(bytes(100_000))
+                        assert len(await channel.receive()) == 100_000
+                    except PeerUnavailable:
+                        late += 1
+                        await hide(hidden, relay)
             gc.collect()
             sizes.append(own.memory_info().rss)
             await trio.sleep(pause)
@@ -325,8 +333,10 @@ async def test_a_relay_does_not_grow() -> None:
             await trio.sleep(0.1)
         assert len(hidden._host.get_network().get_connections()) == 1
     third = len(sizes) // 3
-    early, late = statistics.median(sizes[third : 2 * third]), statistics.median(sizes[-third:])
+    before, after = statistics.median(sizes[third : 2 * third]), statistics.median(sizes[-third:])
     sys.stderr.write(
-        f"{len(sizes)} rounds of 20 circuits; from {early / 1e6:.1f} to {late / 1e6:.1f} MB\n"
+        f"{len(sizes)} rounds of 20 circuits, {late} of which broke; "
+        f"from {before / 1e6:.1f} to {after / 1e6:.1f} MB\n"
     )
-    assert late - early < 20_000_000, sizes
+    assert after - before < 20_000_000, sizes
+    assert late <= LATE_SHARE_MAX * 20 * len(sizes)
