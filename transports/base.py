@@ -262,8 +262,12 @@ class Transport(Protocol):
         """Wait until the addresses or the reachability change."""
         ...
 
-    def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve inbound channels of ``protocol`` with ``handler``; one handler per protocol."""
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``; one handler per protocol.
+
+        It is cancelled soon after the connection has ended, unless it ``outlives`` that: then it
+        must notice by itself.
+        """
         ...
 
     async def connect(self, address: str) -> PeerId:

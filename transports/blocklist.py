@@ -86,9 +86,9 @@ class GuardedTransport:
         """Wait until the addresses or the reachability change."""
         await self._inner.wait_moved()
 
-    def handle(self, protocol: str, handler: Handler) -> None:
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
         """Serve channels of all peers that are not blocked."""
-        self._inner.handle(protocol, partial(self._serve, handler))
+        self._inner.handle(protocol, partial(self._serve, handler), outlives=outlives)
 
     async def connect(self, address: str) -> PeerId:
         """Reach a peer; raises as ``Transport.connect``."""

@@ -175,8 +175,9 @@ class TcpTransport:
         """Wait for ever: a benchmark's peer stays where it is."""
         await trio.sleep_forever()
 
-    def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve inbound channels of ``protocol`` with ``handler``."""
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``; none is cancelled."""
+        del outlives
         self._handlers[protocol] = handler
 
     async def connect(self, address: str) -> PeerId:

@@ -139,15 +139,18 @@ class StageHandle:
         Raises:
             PeerUnavailable: it does not answer, or is gone.
         """
-        if peer == self._expects:
-            self._expects = None  # true since it opened; only a later change needs a message
-            return self._begins_at
-        return await self.count(peer, timeout_s)
+        known = peer == self._expects  # since it opened or was asked a moment ago
+        received = self._begins_at if known else await self.count(peer, timeout_s)
+        self._expects = None  # a later change needs another message
+        return received
 
     async def count(self, peer: PeerId, timeout_s: float) -> int:
-        """As ``expect``, also where it was opened for the same peer: it may hold steps already."""
-        self._expects = None
+        """As ``expect``, also where it was opened for the same peer: it may hold steps already.
+
+        An ``expect`` after it need not ask again.
+        """
         answer = await self._ask(lambda number: Expect(number, peer), Expecting, timeout_s)
+        self._expects, self._begins_at = peer, answer.received
         return answer.received
 
     async def _ask(

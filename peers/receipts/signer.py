@@ -4,8 +4,7 @@ Receipts go to the session's requester on a separate channel, so that no token w
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -45,7 +44,8 @@ class SessionRecord:
     """Numbers in a row."""
     on_over: Callable[["SessionRecord"], None]
     witness: Witness = field(default_factory=partial(Witness, keep=False))
-    is_followed: bool = False
+    following: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Serves the requester on its newest channel."""
     sending: trio.Lock = field(default_factory=trio.Lock)
     """Makes receipts go out in the order in which they were signed."""
     due: trio.Event = field(default_factory=trio.Event)
@@ -119,11 +119,13 @@ class ReceiptSigner:
             with trio.fail_after(FOLLOW_S_MAX):
                 session = (await receive(channel, Follow)).session
             record = self.find(session, channel.remote)
-            if record is None or record.is_followed:  # one that just ended, or another requester's
+            if record is None:  # one that just ended, or another requester's
                 await send(channel, Denied(0, Refusal.UNKNOWN_SESSION))
                 return
-            with lone_errors(), _followed(record):
+            record.following.cancel()  # where its relay is gone, the requester may notice first
+            with lone_errors():
                 async with trio.open_nursery() as nursery:
+                    record.following = nursery.cancel_scope
                     nursery.start_soon(_push, channel, record)
                     nursery.start_soon(_answer, channel, record)
                     await record.over.wait()
@@ -139,15 +141,6 @@ class ReceiptSigner:
 def terms_of(opened: Open) -> Terms:
     """Return the terms that a session's receipts refer to."""
     return Terms(opened.session, opened.model, opened.requester, opened.dtype, opened.seal)
-
-
-@contextmanager
-def _followed(record: SessionRecord) -> Iterator[None]:
-    record.is_followed = True
-    try:
-        yield
-    finally:
-        record.is_followed = False
 
 
 async def _push(channel: Channel, record: SessionRecord) -> None:

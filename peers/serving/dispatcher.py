@@ -36,7 +36,7 @@ class Dispatcher:
 
     def listen(self) -> None:
         """Accept sessions from now on."""
-        self._transport.handle(SESSION, self._serve)
+        self._transport.handle(SESSION, self._serve, outlives=True)
 
     def add(self, stage: Stage, door: Door) -> None:
         """Prefer this stage from now on, as long as its door admits sessions."""

@@ -106,7 +106,7 @@ class Stage:
 
     def listen(self) -> None:
         """Serve sessions from now on."""
-        self._transport.handle(SESSION, self.serve)
+        self._transport.handle(SESSION, self.serve, outlives=True)
 
     def holds(self, session: SessionId) -> bool:
         """Whether this session is being served here."""

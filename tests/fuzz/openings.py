@@ -88,7 +88,7 @@ class _ScriptedTransport:
         self.peer_id, self.channel = me, channel
         self.handlers: dict[str, Handler] = {}
 
-    def handle(self, protocol: str, handler: Handler) -> None:
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
         self.handlers[protocol] = handler
 
     async def open(self, *_: Any, first: bytes = b"", **__: Any) -> _Scripted:

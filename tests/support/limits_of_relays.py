@@ -32,6 +32,7 @@ RELAYS = [
     ("a relay that broke circuits is avoided for", "{}", _WATCH, "BLAMED_S"),
     ("a circuit is left whose pings are late by", "{} for {}", _WATCH, "LATE_S LATE_FOR_S"),
     ("one that carries little", "{}", _WATCH, "ALONE_LATE_S"),
+    ("the peer behind a silent circuit is called another way after", "{}", _WATCH, "SILENT_S"),
     ("broken circuits that are called again at once", "{}", _WATCH, "REDIALS_MAX"),
     (
         "a stage keeps a session whose requester's connection broke",

@@ -19,7 +19,7 @@ from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from transports.blocklist import Blocklist
 from transports.libp2p.dialling import relay_of
-from transports.libp2p.muxer import Connection
+from transports.libp2p.muxer import STALL_S, Connection
 
 log: Final = logging.getLogger("p2pinfer.relay")
 
@@ -53,6 +53,17 @@ to wait for. Wireless links alone are seldom late by so much for so long."""
 BUSY_BYTES_PER_S = 128_000
 BUSY_S = 5.0
 """A circuit that carries more is busy, and for so long after: a quarter of a relay's usual rate."""
+
+SILENT_S = 0.9
+"""A circuit in use that has brought nothing for so long, though both ends ping every half second:
+its peer is called over another relay. If it answers there, the first one is left before the silence
+lasts for as long as ends a connection (`SILENCE_S_MAX` in `muxer`)."""
+
+SILENT_TOO_S = 0.4
+"""Peers behind the same relay that are silent for so long are called, too: they pinged later."""
+
+LISTEN_S = 0.1
+"""Between two looks at which circuits are silent."""
 
 STAYS_S = 60.0
 """Before another way is sought again where there was none."""
@@ -115,6 +126,7 @@ class CircuitWatch:
         """Close circuits that nobody uses, leave slow relays, and replace circuits, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look, nursery)
+            nursery.start_soon(self._listen, nursery)
             async for peer, suspect, why in self._breaks:
                 nursery.start_soon(self._replace, peer, suspect, why)
 
@@ -141,8 +153,56 @@ class CircuitWatch:
                     called.stays_until = now + STAYS_S
                     nursery.start_soon(self._leave, inner, called)
 
+    async def _listen(self, nursery: trio.Nursery) -> None:
+        while True:
+            due = trio.current_time() + LISTEN_S
+            await trio.sleep_until(due)
+            if trio.current_time() - due > STALL_S:
+                continue  # it was this machine that slept
+            for outer in dict.fromkeys(called.outer for called in self._called.values()):
+                if silent := self._silent(outer):
+                    nursery.start_soon(self._leave_silent, silent)
+
+    def _silent(self, outer: Connection) -> list[Connection]:
+        """Return the silent circuits of a relay, if one of them has been so for long."""
+        now = trio.current_time()
+        found = {
+            inner: inner.silent_s
+            for inner, called in self._called.items()
+            if called.outer is outer
+            and not inner.idle
+            and inner.silent_s >= SILENT_TOO_S
+            and now >= called.stays_until
+        }
+        if max(found.values(), default=0.0) < SILENT_S:
+            return []
+        for inner in found:
+            self._called[inner].stays_until = now + STAYS_S
+        return list(found)
+
+    async def _leave_silent(self, silent: Sequence[Connection]) -> None:
+        """Leave those whose peers answer elsewhere, all at once: they are often of one session."""
+        answered: list[Connection] = []
+
+        async def call(inner: Connection) -> None:
+            called = self._called.get(inner)
+            if called and await self._calls_elsewhere(inner, called):
+                answered.append(inner)
+
+        async with trio.open_nursery() as calls:
+            for inner in silent:
+                calls.start_soon(call, inner)
+        for inner in answered:
+            if inner.silent_s >= SILENT_S:
+                self._end(inner, f"its relay is silent for {inner.silent_s:.1f} s")
+
     async def _leave(self, inner: Connection, called: _Called) -> None:
         """Leave a slow circuit once its peer has answered over another relay, without blame."""
+        if await self._calls_elsewhere(inner, called):
+            self._end(inner, f"its relay is slow: pings wait {inner.lag_s:.1f} s")
+
+    async def _calls_elsewhere(self, inner: Connection, called: _Called) -> bool:
+        """Whether a circuit's peer answers over another relay."""
         peer = PeerId(str(inner.peer_id))
         for address in self.ways(peer):
             relay = relay_of(address)
@@ -153,11 +213,14 @@ class CircuitWatch:
             except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
                 log.debug("%s cannot be called over %s: %s", peer, relay, error)
                 continue
-            if self._called.pop(inner, None):
-                why = f"its relay is slow: pings wait {inner.lag_s:.1f} s"
-                self.blame(called.relay, why)
-                inner.abort(why)
-            return
+            return True
+        return False
+
+    def _end(self, inner: Connection, why: str) -> None:
+        """End a circuit that another one has replaced, unless it ended itself meanwhile."""
+        if called := self._called.pop(inner, None):
+            self.blame(called.relay, why)
+            inner.abort(why)
 
     def _ended(self, inner: Connection) -> None:
         """Have a circuit replaced that was in use; suspect its relay, unless that went itself."""

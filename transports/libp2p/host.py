@@ -212,6 +212,13 @@ def is_relayed(muxed: object) -> bool:
     return isinstance(muxed, Connection) and muxed.relay is not None
 
 
+def preference(muxed: object) -> tuple[bool, float]:
+    """Sort connections to one peer: direct ones first, then circuits that were heard of last."""
+    if isinstance(muxed, Connection) and muxed.relay is not None:
+        return True, muxed.silent_s
+    return False, 0.0
+
+
 def has_direct(host: IHost, peer: ID) -> bool:
     """Whether a peer is connected without a relay."""
     found = host.get_network().get_connections(peer)
@@ -416,15 +423,16 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
     swarm.set_stream_handler(guarded)
 
 
-async def _until_end(muxed: Any, serve: Any, stream: INetStream) -> None:
-    """Serve a stream; cancel that soon after its connection has ended."""
+async def _until_end(muxed: Any, serve: Any, stream: Any) -> None:
+    """Serve a stream; cancel that soon after its connection has ended, unless it goes on then."""
     with trio.CancelScope() as scope:
         if not isinstance(muxed, Connection):
             await serve(stream)
             return
 
         def expire() -> None:
-            scope.deadline = trio.current_time() + HANDLER_GRACE_S
+            if not stream.muxed_stream.outlives:
+                scope.deadline = trio.current_time() + HANDLER_GRACE_S
 
         take_back = muxed.call_at_end(expire)
         try:

@@ -207,6 +207,11 @@ class Connection(Muxer):
         return not self._watched
 
     @property
+    def silent_s(self) -> float:
+        """Seconds since anything came."""
+        return trio.current_time() - self._heard_at
+
+    @property
     def lag_s(self) -> float:
         """How much longer pings take now than they did at best, in seconds."""
         if self.rtt_s is None:

@@ -80,6 +80,8 @@ class Stream(IMuxedStream):
         self.buffer = bytearray()
         self.ended = self.dead = False
         self.finished = self._abandoned = False
+        self.outlives = False
+        """Whether what serves it goes on when the connection has ended."""
         self._wanted = 0  # bytes that a reader waits for
         self._told: Callable[[], bool] | None = None
         self._reader = trio.lowlevel.ParkingLot()

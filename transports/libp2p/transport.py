@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import trio
-from libp2p.abc import IHost, INetStream
+from libp2p.abc import IHost
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
@@ -51,6 +51,7 @@ from transports.libp2p.host import (
     is_relayed,
     log,
     own_hosts,
+    preference,
     protocol_id,
     stranger_upgrader,
 )
@@ -110,9 +111,7 @@ class Libp2pTransport:
         )
         """Asks the router for a port; nobody does where a person has named an address."""
         self._private = reach.key is not None
-        self._lookout = lookout
-        self._gossip = gossip
-        self._identity = identity
+        self._lookout, self._gossip, self._identity = lookout, gossip, identity
         self._network, self.was_dialled = reach.network, False
         self._moved = self._elsewhere = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
@@ -307,11 +306,12 @@ class Libp2pTransport:
         """How many channels this peer opened that have not ended."""
         return sum(conn.channels for conn in connections(self._host))
 
-    def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve inbound channels of ``protocol`` with ``handler``."""
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
+        """Serve inbound channels of ``protocol``; see `transports.base.Transport.handle`."""
 
-        async def serve(stream: INetStream) -> None:
+        async def serve(stream: Any) -> None:
             self.was_dialled |= self._shows_dialable(stream.muxed_conn)
+            stream.muxed_stream.outlives = outlives
             channel = wrap(stream)
             try:
                 await handler(channel)
@@ -415,7 +415,7 @@ class Libp2pTransport:
                 and not (direct and is_relayed(conn.muxed_conn))
             ]
             if found:
-                return min((conn.muxed_conn for conn in found), key=is_relayed)
+                return min((conn.muxed_conn for conn in found), key=preference)
             tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
             if direct:
                 tried = [address for address in tried if not CIRCUIT.fullmatch(address)]

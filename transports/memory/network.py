@@ -193,8 +193,9 @@ class MemoryTransport:
         self.reachability = Reachability.UNKNOWN
         self._note_moved()
 
-    def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve inbound channels of ``protocol`` with ``handler``."""
+    def handle(self, protocol: str, handler: Handler, *, outlives: bool = False) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``; none is cancelled."""
+        del outlives
         self._handlers[protocol] = handler
 
     async def connect(self, address: str) -> PeerId:

@@ -1,7 +1,8 @@
 """A relay is lost, and the peer behind it lives: its rows are not computed again."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from itertools import pairwise
 
 import pytest
 import trio
@@ -30,6 +31,7 @@ from tests.support.swarm import (
     swarm,
 )
 
+ROUND_TRIP_S = 0.02
 RELAYS = [peer("relay0"), peer("relay1")]
 
 
@@ -43,7 +45,7 @@ def behind_relays(hop: Hop) -> Hop:
 async def hidden(stages: int = 3, *, evidence: bool = False) -> AsyncIterator[Swarm]:
     """Run a chain whose peers are all called through relays, with 10 ms one way."""
     async with swarm(CHAINS[stages], evidence=evidence) as made:
-        made.network.latency_s = lambda a, b: 0.01
+        made.network.latency_s = lambda a, b: ROUND_TRIP_S / 2
         made.route[:] = map(behind_relays, made.route)
         yield made
 
@@ -76,6 +78,22 @@ async def test_a_lost_relay_costs_no_row(ways: str, autojump_clock: MockClock) -
         assert [stage.rows for stage in made.stages] == [len(PROMPT) + 29] * 3
         assert spares.waits == []
         assert trio.current_time() - began < 10.0
+
+
+async def test_a_lost_relay_costs_few_round_trips(autojump_clock: MockClock) -> None:
+    """To open, to hear what each stage holds, and to have them linked: no question comes twice."""
+    async with hidden() as made:
+        lose, times = cut_off(made, *WAYS["every one"]), list[float]()
+        async with (
+            Spares(made).open() as session,
+            aclosing(session.generate(PROMPT, GREEDY, 20)) as tokens,
+        ):
+            async for _ in tokens:
+                times.append(trio.current_time())
+                if len(times) == 5:
+                    lose()
+        gaps = [after - before for before, after in pairwise(times)]
+        assert max(gaps) - min(gaps) < 5.5 * ROUND_TRIP_S
 
 
 async def test_a_lost_relay_costs_no_row_of_two_stages(autojump_clock: MockClock) -> None:

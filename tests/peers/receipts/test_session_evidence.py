@@ -9,7 +9,7 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.certificate import parse
-from p2pinfer.core.evidence import Follow
+from p2pinfer.core.evidence import Follow, Settle, Settled
 from p2pinfer.core.merkle import Tree
 from p2pinfer.core.messages import Denied, Refusal, Step
 from p2pinfer.core.regimes import Regime
@@ -182,6 +182,18 @@ async def test_only_the_requester_may_ask(autojump_clock: MockClock) -> None:
             channel = await stranger.open(made.route[0].peer, EVIDENCE)
             await send(channel, Follow(session_id()))
             assert await receive(channel, Denied) == Denied(0, Refusal.UNKNOWN_SESSION)
+
+
+async def test_a_requester_may_follow_its_session_anew(autojump_clock: MockClock) -> None:
+    """Where a relay is gone it may notice before the stage, which serves it on one channel."""
+    async with swarm(evidence=True) as made, made.open() as session:
+        await answer(session, PROMPT)
+        for _ in range(2):
+            channel = await made.me.open(made.route[0].peer, EVIDENCE)
+            await send(channel, Follow(session_id()))
+            await send(channel, Settle(1, 139))
+            assert (await receive(channel, Settled)).number == 1
+        assert evidence_of(session).stages[0].gone
 
 
 async def test_both_sides_count_the_same_work(autojump_clock: MockClock) -> None:

@@ -6,12 +6,12 @@ Never the peer behind them, and never a relay for what a caller or a dead peer d
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 from libp2p.peer.id import ID
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from p2pinfer.core.ids import PeerId
@@ -146,6 +146,43 @@ async def test_a_relay_that_stalls_is_left() -> None:
         stalled: Any = made.crooked.relay
         stalled._allowed = never
         await made.assert_left(channel)
+
+
+async def test_a_silent_relay_is_left_before_its_circuits_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer is called another way meanwhile, and what it was called over is given up then."""
+    monkeypatch.setattr(muxer, "SILENCE_S_MAX", 2 * TEST_S_MAX)
+    async with ways() as made:
+        channel = await made.open()
+        stalled: Any = made.crooked.relay
+        stalled._allowed = never
+        with pytest.raises(ChannelClosed, match="its relay is silent"):
+            await talk(channel, 1000)
+        await made.assert_left(channel)
+
+
+@dataclass(eq=False)
+class Heard:
+    """A connection, as far as it matters when something last came."""
+
+    silent_s: float = 0.0
+    idle: bool = False
+
+
+async def test_circuits_of_a_silent_relay_are_left_together(autojump_clock: MockClock) -> None:
+    """Not those of others, nor idle ones, nor what was heard a moment ago; and all of them once."""
+    watch: Any = circuit_watch.CircuitWatch(never)
+    one, other = Heard(), Heard()
+    first, second, heard = Heard(0.95), Heard(0.5), Heard(0.1)
+    outers = {first: one, second: one, heard: one, Heard(5.0, idle=True): one, Heard(0.5): other}
+    for inner, outer in outers.items():
+        watch._called[inner] = circuit_watch._Called(cast("Any", outer), PeerId("relay"))
+    assert watch._silent(other) == []
+    assert watch._silent(one) == [first, second]
+    assert watch._silent(one) == []
+    await trio.sleep(circuit_watch.STAYS_S)
+    assert watch._silent(one) == [first, second]
 
 
 async def test_a_relay_that_drops_circuits_is_left() -> None:

@@ -191,6 +191,35 @@ async def test_a_handler_ends_soon_after_its_connection() -> None:
         await ended.wait()
 
 
+async def test_a_handler_that_outlives_its_connection_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of a session does, whose requester may come back another way; its peer ends it."""
+    monkeypatch.setattr(host_module, "HANDLER_GRACE_S", 0.0)
+    begun, over, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def wait_for_something_else(channel: Channel) -> None:
+        begun.set()
+        with pytest.raises(ChannelClosed):
+            await channel.receive()
+        with trio.move_on_after(0.1):
+            await trio.sleep_forever()
+        over.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with peer() as victim:
+        victim.handle("wait", wait_for_something_else, outlives=True)
+        async with open_libp2p(None, [], "test") as other:
+            await other.open(victim.peer_id, "wait", victim.addresses)
+            await begun.wait()
+        await over.wait()
+        assert not ended.is_set()
+    assert ended.is_set()
+
+
 async def test_what_a_peer_does_in_a_stream_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
     """Strangers may refuse, break protocols and leave as often as they like."""
 
