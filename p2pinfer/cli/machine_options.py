@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.options import option
+from p2pinfer.cli.options import USE, option
 from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.limits import (
     CONTEXT_DEFAULT,
@@ -29,14 +29,17 @@ _CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
 class MachineFlags:
     """How much of this machine may be used."""
 
-    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[int | None, option("context", _CONTEXT)] = None
+    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.", group=USE)] = (
+        SESSIONS_DEFAULT
+    )
+    context: Annotated[int | None, option("context", _CONTEXT, group=USE)] = None
     threads: Annotated[
         int | None,
         option(
             "threads",
             "Threads of an engine, at most one per usable core. If omitted: as many as make it"
             " faster here, which is measured once; the engines of a machine share its cores.",
+            group=USE,
         ),
     ] = None
 
@@ -46,6 +49,7 @@ class MachineFlags:
             "gpu",
             "GPU that holds this machine's layers: its name as p2pinfer peers --why lists it, off,"
             " or auto for the one that is likely to be fastest, where it computes exactly.",
+            group=USE,
         ),
     ] = "auto"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from p2pinfer.cli.options import AsJson, option
+from p2pinfer.cli.options import OPTIONS, AsJson, option
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.logs import note
@@ -15,7 +15,7 @@ from p2pinfer.logs import note
 if TYPE_CHECKING:
     from p2pinfer.node.networks import Membership
 
-app = App(name="network", help_format="plaintext")
+app = App(name="network", help_format="plaintext", group_parameters=OPTIONS)
 
 Name = Annotated[
     str | None,

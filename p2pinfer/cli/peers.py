@@ -61,11 +61,7 @@ def peers(
     reach: ReachFlags = REACH,
     machine: MachineFlags = MACHINE,
 ) -> None:
-    """Show each peer's layers, speed, load, standing with this machine and round trip.
-
-    Standing is how reliable a peer was in this machine's own chats; a new peer has 50 %.
-    --memory, --sessions, --context and --threads only matter with --why: would a layer fit?
-    """
+    """Show each peer's layers, speed, load, standing with this machine and round trip."""
     if why:
         doctor(
             bootstrap=bootstrap,

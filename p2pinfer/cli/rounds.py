@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from blake3 import blake3
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from p2pinfer.cli.learn_steps import LearnRequest, leisure, open_rows, shown
 from p2pinfer.cli.noise import promise
@@ -41,7 +41,7 @@ STEPS_MAX = 1000
 WAIT_S_MAX = 24 * 3600.0
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Learning together", sort_key=10))
 @dataclass(frozen=True)
 class RoundFlags:
     """How several learn together; who proposes a task decides."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.answer_options import ANSWER, AnswerFlags
 from p2pinfer.cli.machine_options import MachineFlags
 from p2pinfer.cli.options import (
-    ANSWER,
     REACH,
-    AnswerFlags,
+    USE,
     AsJson,
     Network,
     Pace,
@@ -81,7 +81,9 @@ Hosts = Annotated[
 class GatewayMachineFlags(MachineFlags):
     """How much of this machine a gateway, and each peer of ``--local``, may use."""
 
-    sessions: Annotated[int, option("sessions", "Maximum concurrent answers.")] = SESSIONS_DEFAULT
+    sessions: Annotated[int, option("sessions", "Maximum concurrent answers.", group=USE)] = (
+        SESSIONS_DEFAULT
+    )
 
 
 MACHINE = GatewayMachineFlags()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from p2pinfer.cli.options import AnswerFlags, RelayFlags
+from p2pinfer.cli.answer_options import AnswerFlags
+from p2pinfer.cli.options import RelayFlags
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.sampling_advice import Advice
