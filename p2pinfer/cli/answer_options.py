@@ -1,5 +1,6 @@
 """Options that say how answers are generated and checked."""
 
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -224,6 +225,11 @@ class AnswerFlags:
         if self.draft_model and not self.draft:
             raise UserError("--draft-model is for drafts, which --no-draft switches off: drop one")
         check_named(self.draft_model)
+        if "" in self.stop:
+            raise UserError("--stop '' would end every answer before it begins: omit it")
+        if self.certificate and not os.access(self.certificate.absolute().parent, os.W_OK):
+            folder = self.certificate.absolute().parent
+            raise UserError(f"--certificate {self.certificate} cannot be written: see {folder}")
         try:
             said = {name: getattr(self, name) for name in _SAMPLED}
             drawn = {"seed": secrets.randbelow(SEEDS)}

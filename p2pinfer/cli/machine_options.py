@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
 
+CONTEXT_MIN = 64
+"""A question of a few words in a chat's frame, and a short answer."""
+
 _LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
 _CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
 
@@ -62,7 +65,7 @@ class MachineFlags:
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
         if self.context is not None:
-            check_range("context", self.context, 1, POSITIONS_MAX)
+            check_range("context", self.context, CONTEXT_MIN, POSITIONS_MAX)
         if self.threads is not None:
             check_range("threads", self.threads, 1, usable_cores())  # more would only spin
         gpu = chosen(self.gpu)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from p2pinfer import logs
-from p2pinfer.cli.sizes import check_range
+from p2pinfer.cli.sizes import check_range, parse_bytes
 from p2pinfer.core.errors import UserError
 from p2pinfer.logs import Format, Level
 
@@ -41,6 +41,11 @@ def option(name: str, text: str, **more: Any) -> Any:
         show_default=_worth_showing,
         **more,
     )
+
+
+def size_option(name: str, text: str) -> Any:
+    """Describe an option that is a size; a wrong one is refused before the command begins."""
+    return option(name, text, group=USE, validator=lambda _, value: parse_bytes(name, value))
 
 
 def _worth_showing(default: Any) -> Any:
@@ -269,20 +274,18 @@ class RelayFlags:
 
 Memory = Annotated[
     str | None,
-    option(
+    size_option(
         "memory",
         "Memory for weights and sessions, such as 2GiB. If omitted: half of what is free.",
-        group=USE,
     ),
 ]
 AsJson = Annotated[bool, option("json", "Print JSON on standard output, on one line.", negative="")]
 Quota = Annotated[
     str | None,
-    option(
+    size_option(
         "quota",
         "Disk space that all models on this machine may take together, such as 20GB. If omitted:"
         " no limit.",
-        group=USE,
     ),
 ]
 Listen = Annotated[

@@ -89,7 +89,7 @@ def peers(
         async with open_look(ways, way) as look:
             while True:
                 if not look.is_connected:
-                    raise NobodyServes(f"no peer answers: {look.why_nobody()}")
+                    raise NobodyServes(look.why_nobody())
                 _show(await look.rows(), watch=watch, as_json=as_json)
                 if not watch:
                     return
