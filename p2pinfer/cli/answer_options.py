@@ -116,8 +116,8 @@ class AnswerFlags:
         bool,
         option(
             "think",
-            "Let the model think before it answers. Without it the chat template is told not to,"
-            " and thoughts that a prompt begins are ended at once.",
+            "Let the model think before it answers. --no-think tells the chat template not to, and"
+            " closes a thought that the prompt opens.",
             group=ANSWERS,
         ),
     ] = True
@@ -169,9 +169,9 @@ class AnswerFlags:
         bool,
         option(
             "anonymous",
-            "Have that peer vouch as one of several instead: stages learn that some serving peer"
-            " does, and not which. What it did for them does not count then, and what is had is not"
-            " signed for.",
+            "With --sponsor, have the peer vouch as one of several: stages learn that some serving"
+            " peer does, but not which. Its work for them then earns no preference, and what this"
+            " machine receives is not signed for.",
             negative="",
             group=PRIVACY,
         ),

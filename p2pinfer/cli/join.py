@@ -66,8 +66,8 @@ KeepLayers = Annotated[
     int,
     option(
         "keep-layers",
-        "Layers at each end of the model that those who ask in this swarm run themselves: the"
-        " peers serve all others. The same for all peers of a swarm.",
+        "Layers at each end of the model that requesters in this swarm run themselves; the peers"
+        " serve the rest. It must be the same for all peers of a swarm.",
     ),
 ]
 KeepSpace = Annotated[

@@ -62,9 +62,10 @@ class LessonFlags:
     ] = 4
     rank: Annotated[int, option("rank", "Rank of the adapter.")] = 8
     passes: Annotated[
-        int, option("passes", "Over all lessons, at most; it ends when nothing is left to learn.")
+        int,
+        option("passes", "Passes over all lessons, at most; fewer if nothing is left to learn."),
     ] = 50
-    batch: Annotated[int, option("batch", "Lessons in a step.")] = 4
+    batch: Annotated[int, option("batch", "Lessons per step.")] = 4
     rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.006
     held_out: Annotated[
         float | None,
@@ -74,7 +75,9 @@ class LessonFlags:
             " lessons or more.",
         ),
     ] = None
-    seed: Annotated[int, option("seed", "What the adapter and the order are drawn from.")] = 0
+    seed: Annotated[
+        int, option("seed", "Seed of the adapter's first values and of the order of lessons.")
+    ] = 0
     threads: Annotated[int, option("threads", "Threads, at most one per usable core.")] = 1
     noise: Annotated[
         float | None,

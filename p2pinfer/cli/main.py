@@ -70,17 +70,17 @@ COMMANDS = {
         ASK,
         "invite:invite",
         (
-            "Print an invitation into a swarm: one line, and on a terminal a QR code, for join and"
-            " chat elsewhere.\n\n"
-            "It names the ways in that a peer running here knows, or else those where peers"
-            " answered before. Into a private network it holds the key."
+            "Print an invitation into a swarm, which join and chat take on other machines: one"
+            " line, and on a terminal a QR code.\n\n"
+            "It names addresses that a peer running here knows, or else those where peers answered"
+            " before. An invitation into a private network holds the key."
         ),
     ),
     "relay": (
         ASK,
         "relay:relay",
         (
-            "Let peers behind routers be called through this machine, which serves no layers.\n\n"
+            "Relay for peers behind routers, without serving layers.\n\n"
             "Others must be able to dial it. It cannot read what it carries."
         ),
     ),
@@ -89,8 +89,8 @@ COMMANDS = {
         "keep:keep",
         (
             "Lend disk space to a model, so that it outlives the machines that serve it.\n\n"
-            "Each keeper holds some shares of it, data or parity; any half of them give it back."
-            " What is lost is rebuilt. No layers are served; join --keep-space lends both."
+            "Each keeper holds some shares of it, data or parity; any half of all shares give it"
+            " back. What is lost is rebuilt. No layers are served; join --keep-space lends both."
         ),
     ),
     "peers": (

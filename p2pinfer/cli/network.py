@@ -152,7 +152,7 @@ def join(invitation: str | None = None, /, *, as_json: AsJson = False) -> None:
 
 @app.command
 def expel(member: str, /, *, network: Name = None, as_json: AsJson = False) -> None:
-    """As a founder, sign no more for a member: it is shut out when what was signed ends.
+    """As a founder, stop signing for a member: it is shut out once its last signature expires.
 
     Parameters
     ----------

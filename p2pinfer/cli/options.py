@@ -215,9 +215,8 @@ Pace = Annotated[
     int,
     option(
         "pace",
-        "With --via: milliseconds between rows. They leave in that rhythm then, with empty ones in"
-        " the gaps while an answer runs, so that lines do not show when tokens are made. 0: as they"
-        " are made.",
+        "With --via: while an answer runs, send a row every so many milliseconds, empty ones among"
+        " them, so that the line does not show when tokens are made. 0: as they are made.",
         group=PRIVACY,
     ),
 ]
@@ -234,8 +233,8 @@ MapPort = Annotated[
     bool,
     option(
         "map",
-        "Ask the router to pass this peer's port on, by PCP, NAT-PMP or UPnP, and take that back at"
-        " the end. Not done with --announce.",
+        "Ask the router to forward a port to this peer (PCP, NAT-PMP or UPnP), and undo that at the"
+        " end. Not done with --announce.",
         group=SWARM,
     ),
 ]
@@ -301,8 +300,8 @@ Announce = Annotated[
     tuple[str, ...],
     option(
         "announce",
-        "Addresses at which others reach this machine, told before its own: of a router that"
-        " passes a port on, a cloud, a container's host.",
+        "Addresses at which others reach this machine, told before its own, such as those of a"
+        " router that forwards a port, a cloud, or a container's host.",
         consume_multiple=True,
         group=SWARM,
     ),
