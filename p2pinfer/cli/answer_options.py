@@ -229,7 +229,9 @@ class AnswerFlags:
             raise UserError("--stop '' would end every answer before it begins: omit it")
         if self.certificate and not os.access(self.certificate.absolute().parent, os.W_OK):
             folder = self.certificate.absolute().parent
-            raise UserError(f"--certificate {self.certificate} cannot be written: see {folder}")
+            raise UserError(
+                f"--certificate {self.certificate}: {folder} is no folder that you may write to"
+            )
         try:
             said = {name: getattr(self, name) for name in _SAMPLED}
             drawn = {"seed": secrets.randbelow(SEEDS)}

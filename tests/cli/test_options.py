@@ -44,7 +44,10 @@ def test_a_new_seed_is_drawn_each_time() -> None:
         (AnswerFlags(repeat_penalty=0.0), "--repeat-penalty"),
         (AnswerFlags(max_tokens=0), "--max-tokens"),
         (AnswerFlags(stop=("",)), "--stop ''"),
-        (AnswerFlags(certificate=Path("/nonexistent/x")), "--certificate .*see /nonexistent"),
+        (
+            AnswerFlags(certificate=Path("/nonexistent/x")),
+            "--certificate .*: /nonexistent is no folder",
+        ),
     ],
 )
 def test_an_option_out_of_range_is_named(flags: AnswerFlags, name: str) -> None:
