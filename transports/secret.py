@@ -28,7 +28,8 @@ def read_secret(path: Path, name: str, remedy: str) -> bytes:
         text = path.read_text(encoding="ascii").strip()
         exposed = os.name == "posix" and path.stat().st_mode & 0o077
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The {name} {path} cannot be used: {error}. Name another one.") from error
+        why = getattr(error, "strerror", None) or "it holds no text"
+        raise UserError(f"The {name} {path} cannot be used: {why}. Name another one.") from error
     if exposed:
         raise UserError(f"The {name} {path} is open to other users: run chmod 600 {path}.")
     try:

@@ -13,7 +13,7 @@ from p2pinfer.cli.bench_rpc import rpc
 from p2pinfer.cli.bench_storage import storage
 from p2pinfer.cli.bench_sums import sums
 from p2pinfer.cli.machine_options import SESSIONS_MAX
-from p2pinfer.cli.options import AsJson, Model, Peers, option
+from p2pinfer.cli.options import OPTIONS, AsJson, Model, Peers, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.cli.sizes import check_range
 
@@ -27,6 +27,7 @@ app = App(
     name="bench",
     help="Run a benchmark and print its result as JSON.",
     help_format="plaintext",
+    group_parameters=OPTIONS,
 )
 for _command in (cheats, learn, membership, proofs, rpc, storage, sums):
     app.command(_command)

@@ -3,11 +3,10 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
+from p2pinfer.cli.answer_options import ANSWER, AnswerFlags
 from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    ANSWER,
     REACH,
-    AnswerFlags,
     AsJson,
     Model,
     Network,

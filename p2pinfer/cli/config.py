@@ -13,16 +13,17 @@ COMMANDS = ("join", "chat", "serve", "demo", "peers")
 
 
 def config(
-    *command: Annotated[str, Parameter(allow_leading_hyphen=True)], as_json: AsJson = False
+    *command: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="A command line to show the settings of, such as: join --memory 2GiB. If omitted:"
+            f" {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}.",
+        ),
+    ],
+    as_json: AsJson = False,
 ) -> None:
-    """Print the settings that commands would run with.
-
-    Parameters
-    ----------
-    command: str
-        A command line to show the settings of, such as: join --memory 2GiB. If omitted: join,
-        chat, serve, demo and peers.
-    """
+    """Print the settings that commands would run with."""
     found = merged({name: _settings([name]) for name in COMMANDS} if not command else {
         command[0]: _settings(list(command))
     })  # fmt: skip

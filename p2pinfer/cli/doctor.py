@@ -111,7 +111,7 @@ def peer_findings(mine: Mapping[PeerId, str], rows: Sequence[ObservedPeer]) -> l
     ``mine`` gives for each what would let others reach it better, in its own words.
     """
     if not mine:
-        text = "no peer runs on this machine: start one with p2pinfer join"
+        text = "no peer of this network runs on this machine: start one with p2pinfer join"
         return [Diagnosis("peer", False, text)]
     found: list[Diagnosis] = []
     known = {row.said.peer: row for row in rows}

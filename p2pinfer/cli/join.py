@@ -12,8 +12,12 @@ from p2pinfer.cli.machine_options import MACHINE, SESSIONS_MAX, MachineFlags
 from p2pinfer.cli.options import (
     REACH,
     RELAY,
+    USE,
+    Announce,
     AsJson,
     Bootstrap,
+    Identity,
+    Listen,
     Memory,
     Network,
     Quota,
@@ -50,24 +54,6 @@ SwarmModels = Annotated[
         env_var_split=_one_a_line,
     ),
 ]
-Listen = Annotated[
-    tuple[str, ...],
-    option(
-        "listen",
-        "Multiaddrs to listen on; else all interfaces, at a port that is drawn once and kept.",
-        consume_multiple=True,
-    ),
-]
-Announce = Annotated[
-    tuple[str, ...],
-    option(
-        "announce",
-        "Addresses at which others reach this machine, told before its own: of a router that"
-        " passes a port on, a cloud, a container's host.",
-        consume_multiple=True,
-    ),
-]
-
 Layers = Annotated[
     str | None,
     option(
@@ -80,8 +66,8 @@ KeepLayers = Annotated[
     int,
     option(
         "keep-layers",
-        "Layers at each end of the model that those who ask in this swarm run themselves: the"
-        " peers serve all others. The same for all peers of a swarm.",
+        "Layers at each end of the model that requesters in this swarm run themselves; the peers"
+        " serve the rest. It must be the same for all peers of a swarm.",
     ),
 ]
 KeepSpace = Annotated[
@@ -90,19 +76,21 @@ KeepSpace = Annotated[
         "keep-space",
         "Also lend this much disk to the model, such as 20GiB, so that it outlives its holders;"
         " see: p2pinfer keep --help.",
+        group=USE,
     ),
 ]
-IdentityFile = Annotated[
-    Path | None, option("identity", "File with this peer's key; created if it does not exist.")
-]
 OnlyIdle = Annotated[
-    bool, option("only-idle", "Rest while this machine is on battery or busy with other work.")
+    bool,
+    option(
+        "only-idle", "Rest while this machine is on battery or busy with other work.", group=USE
+    ),
 ]
 SessionsPerRequester = Annotated[
     int,
     option(
         "sessions-per-requester",
         "Sessions that one requester may have here at once, so that others find room.",
+        group=USE,
     ),
 ]
 
@@ -118,7 +106,7 @@ def join(
     bootstrap: Bootstrap = (),
     network: Network = "main",
     quota: Quota = None,
-    identity: IdentityFile = None,
+    identity: Identity = None,
     only_idle: OnlyIdle = False,
     keep_space: KeepSpace = None,
     as_json: AsJson = False,

@@ -1,16 +1,18 @@
 """``p2pinfer keep``: lend disk space to a model, so that it outlives those who serve it."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.join import Announce, Listen, how_to_reach
+from p2pinfer.cli.join import how_to_reach
 from p2pinfer.cli.options import (
     REACH,
+    Announce,
     AsJson,
     Bootstrap,
+    Identity,
+    Listen,
     Network,
     ReachFlags,
     option,
@@ -47,9 +49,7 @@ def keep(
     announce: Announce = (),
     bootstrap: Bootstrap = (),
     network: Network = "main",
-    identity: Annotated[
-        Path | None, option("identity", "File with this peer's key; created if it does not exist.")
-    ] = None,
+    identity: Identity = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     reach: ReachFlags = REACH,

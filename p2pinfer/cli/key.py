@@ -7,11 +7,11 @@ import time
 from cyclopts import App
 
 from p2pinfer.cli.network import key
-from p2pinfer.cli.options import AsJson, Bootstrap, Network, NetworkKey, ReachFlags
+from p2pinfer.cli.options import OPTIONS, AsJson, Bootstrap, Network, NetworkKey, ReachFlags
 from p2pinfer.cli.running import run_task
 from p2pinfer.logs import note
 
-app = App(name="key", help_format="plaintext")
+app = App(name="key", help_format="plaintext", group_parameters=OPTIONS)
 
 
 app.command(key, name="new")

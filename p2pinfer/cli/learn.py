@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.join import Announce, Listen, how_to_reach
+from p2pinfer.cli.join import how_to_reach
 from p2pinfer.cli.learn_steps import LearnRequest, leisure, open_rows, shown
 from p2pinfer.cli.noise import NOISE_CLIP, NoiseClip, check_noise, epsilon_said, promise
 from p2pinfer.cli.options import (
     REACH,
+    Announce,
     AsJson,
+    Identity,
+    Listen,
     Model,
     Network,
     ReachFlags,
@@ -59,9 +62,10 @@ class LessonFlags:
     ] = 4
     rank: Annotated[int, option("rank", "Rank of the adapter.")] = 8
     passes: Annotated[
-        int, option("passes", "Over all lessons, at most; it ends when nothing is left to learn.")
+        int,
+        option("passes", "Passes over all lessons, at most; fewer if nothing is left to learn."),
     ] = 50
-    batch: Annotated[int, option("batch", "Lessons in a step.")] = 4
+    batch: Annotated[int, option("batch", "Lessons per step.")] = 4
     rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.006
     held_out: Annotated[
         float | None,
@@ -71,7 +75,9 @@ class LessonFlags:
             " lessons or more.",
         ),
     ] = None
-    seed: Annotated[int, option("seed", "What the adapter and the order are drawn from.")] = 0
+    seed: Annotated[
+        int, option("seed", "Seed of the adapter's first values and of the order of lessons.")
+    ] = 0
     threads: Annotated[int, option("threads", "Threads, at most one per usable core.")] = 1
     noise: Annotated[
         float | None,
@@ -115,7 +121,14 @@ LESSONS = LessonFlags()
 
 
 def learn(
-    file: Path,
+    file: Annotated[
+        Path,
+        Parameter(
+            help='Lessons, one JSON object a line: {"prompt": "…", "answer": "…"}, or {"messages":'
+            " […]} whose last message is the assistant's. Or the word marked: the answers that you"
+            " marked."
+        ),
+    ],
     /,
     *,
     out: Annotated[
@@ -134,34 +147,13 @@ def learn(
     bootstrap: WaysIn = (),
     via: Via = 0,
     network: Network = "main",
-    identity: Annotated[
-        Path | None, option("identity", "File with this peer's key; created if it does not exist.")
-    ] = None,
+    identity: Identity = None,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
     how: LessonFlags = LESSONS,
     rounds: RoundFlags = ROUNDS,
 ) -> None:
-    """Teach a model from your own lessons, on this machine, or together with others.
-
-    The last layers learn an adapter (LoRA); the model itself stays as it is. The model with the
-    adapter is then another one here: p2pinfer chat --model NAME, or p2pinfer join --model NAME.
-
-    What the other layers make of the lessons is computed here, or, if a swarm is named by
-    --bootstrap, an invitation or --mdns, by its peers, who get the lessons' activations as of any
-    prompt. Only the model's ends must then be here. The learning itself never leaves this machine.
-
-    With --propose NAME or --with NAME several machines learn one adapter in rounds: each from its
-    own lessons, which stay there. What a member learned leaves it encrypted, under a key that
-    nobody holds; only sums of several members can be opened. The model is called NAME then, and has
-    the same id on all machines. A run that was ended goes on when the same is typed again.
-
-    Parameters
-    ----------
-    file: Path
-        Lessons, one JSON object a line: {"prompt": "…", "answer": "…"}, or {"messages": […]} whose
-        last message is the assistant's. Or the word marked: the answers that you marked.
-    """
+    """Teach a model from a file of lessons, on this machine or together with others."""
     from p2pinfer.node.learning_together import MeetingOptions
     from p2pinfer.node.lessons import read_lessons
     from p2pinfer.node.model_supply import check_named, open_store

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.options import option
+from p2pinfer.cli.options import USE, option
 from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.limits import (
     CONTEXT_DEFAULT,
@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
 
+CONTEXT_MIN = 64
+"""A question of a few words in a chat's frame, and a short answer."""
+
 _LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
 _CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
 
@@ -29,14 +32,17 @@ _CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
 class MachineFlags:
     """How much of this machine may be used."""
 
-    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[int | None, option("context", _CONTEXT)] = None
+    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.", group=USE)] = (
+        SESSIONS_DEFAULT
+    )
+    context: Annotated[int | None, option("context", _CONTEXT, group=USE)] = None
     threads: Annotated[
         int | None,
         option(
             "threads",
             "Threads of an engine, at most one per usable core. If omitted: as many as make it"
             " faster here, which is measured once; the engines of a machine share its cores.",
+            group=USE,
         ),
     ] = None
 
@@ -46,6 +52,7 @@ class MachineFlags:
             "gpu",
             "GPU that holds this machine's layers: its name as p2pinfer peers --why lists it, off,"
             " or auto for the one that is likely to be fastest, where it computes exactly.",
+            group=USE,
         ),
     ] = "auto"
 
@@ -58,7 +65,7 @@ class MachineFlags:
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
         if self.context is not None:
-            check_range("context", self.context, 1, POSITIONS_MAX)
+            check_range("context", self.context, CONTEXT_MIN, POSITIONS_MAX)
         if self.threads is not None:
             check_range("threads", self.threads, 1, usable_cores())  # more would only spin
         gpu = chosen(self.gpu)

@@ -2,17 +2,22 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from p2pinfer import logs
 from p2pinfer.cli.config_file import ConfigFile
-from p2pinfer.cli.options import INVITED, LOG, LogFlags
+from p2pinfer.cli.options import INVITED, LOG, OPTIONS, LogFlags
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
+
+if TYPE_CHECKING:
+    from cyclopts.help import DefaultFormatter, HelpPanel
+    from rich.console import Console, ConsoleOptions
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 failed, 2 unusable input, 3 no peers serve this model,
@@ -36,7 +41,6 @@ ASK = Group("Chat and lend", sort_key=1)
 LOOK = Group("Inspect", sort_key=2)
 KEEP = Group("Manage", sort_key=3)
 STUDY = Group("Simulate and measure", sort_key=4)
-OPTIONS = Group("Options", sort_key=5)
 
 COMMANDS = {
     "demo": (
@@ -66,17 +70,17 @@ COMMANDS = {
         ASK,
         "invite:invite",
         (
-            "Print an invitation into a swarm: one line, and on a terminal a QR code, for join and"
-            " chat elsewhere.\n\n"
-            "It names the ways in that a peer running here knows, or else those where peers"
-            " answered before. Into a private network it holds the key."
+            "Print an invitation into a swarm, which join and chat take on other machines: one"
+            " line, and on a terminal a QR code.\n\n"
+            "It names addresses that a peer running here knows, or else those where peers answered"
+            " before. An invitation into a private network holds the key."
         ),
     ),
     "relay": (
         ASK,
         "relay:relay",
         (
-            "Let peers behind routers be called through this machine, which serves no layers.\n\n"
+            "Relay for peers behind routers, without serving layers.\n\n"
             "Others must be able to dial it. It cannot read what it carries."
         ),
     ),
@@ -85,14 +89,18 @@ COMMANDS = {
         "keep:keep",
         (
             "Lend disk space to a model, so that it outlives the machines that serve it.\n\n"
-            "Each keeper holds some shares of it, data or parity; any half of them give it back."
-            " What is lost is rebuilt. No layers are served; join --keep-space lends both."
+            "Each keeper holds some shares of it, data or parity; any half of all shares give it"
+            " back. What is lost is rebuilt. No layers are served; join --keep-space lends both."
         ),
     ),
     "peers": (
         LOOK,
         "peers:peers",
-        "Show which peers serve which layers, and how fast; with --why, diagnose this machine.",
+        (
+            "Show which peers serve which layers, and how fast; with --why, diagnose this machine."
+            "\n\nStanding is how reliable a peer was in this machine's own chats; a new one has"
+            " 50 %. The options under This machine matter with --why alone: would a layer fit?"
+        ),
     ),
     "status": (
         LOOK,
@@ -104,7 +112,22 @@ COMMANDS = {
     ),
     "verify": (LOOK, "verify:app", "Check an answer's certificate or a fraud proof offline."),
     "marked": (KEEP, "marked:marked", "Show the answers that you marked, or erase some."),
-    "learn": (KEEP, "learn:learn", "Teach a model from your own lessons, alone or with others."),
+    "learn": (
+        KEEP,
+        "learn:learn",
+        (
+            "Teach a model from your own lessons, alone or with others.\n\n"
+            "The last layers learn an adapter (LoRA); the model itself stays as it is. The model"
+            " with the adapter is a model of its own: p2pinfer chat --model NAME, or join.\n\n"
+            "The other layers run here, or at the peers of a swarm named by --bootstrap, an"
+            " invitation or --mdns, which see of the lessons what they see of any prompt. Only the"
+            " ends of the model must then be here. The learning itself stays on this machine.\n\n"
+            "With --propose or --with several machines learn one adapter in rounds, each from its"
+            " own lessons, which stay there. What each has learned leaves it encrypted, and only"
+            " sums over several members can be opened. The same command continues a run that was"
+            " stopped."
+        ),
+    ),
     "model": (KEEP, "model:app", "Add, list, check and remove models."),
     "network": (
         KEEP,
@@ -146,6 +169,33 @@ RENAMED = {
 }
 """Commands of earlier versions: they still work, and name their new spelling."""
 
+
+class Filled:
+    """The usual help, but each paragraph of a description fills the width of the terminal."""
+
+    def render_usage(self, console: "Console", options: "ConsoleOptions", usage: Any) -> None:
+        """Print how the command is typed."""
+        self._usual().render_usage(console, options, usage)
+
+    def render_description(
+        self, console: "Console", options: "ConsoleOptions", description: Any
+    ) -> None:
+        """Print what the command does."""
+        text = description.primary_renderable
+        text.plain = re.sub(r"(?<=\S)\n(?=\S)", " ", text.plain)
+        self._usual().render_description(console, options, description)
+
+    def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
+        """Print a panel of arguments, options or commands."""
+        self._usual()(console, options, panel)
+
+    @staticmethod
+    def _usual() -> "DefaultFormatter":
+        from cyclopts.help import DefaultFormatter  # takes a seventh of a second
+
+        return DefaultFormatter()
+
+
 CONFIG = ConfigFile(lambda: app)
 
 app: App = App(
@@ -154,6 +204,7 @@ app: App = App(
     help_epilogue=EXIT_CODES,
     version=lambda: _version(),
     help_format="plaintext",
+    help_formatter=Filled(),
     config=CONFIG,
 )
 app["--help"].group = app["--version"].group = (OPTIONS,)

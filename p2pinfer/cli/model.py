@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from attrs import asdict
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from p2pinfer.cli.key import proof
 from p2pinfer.cli.model_find import find
 from p2pinfer.cli.model_suggest import suggest
 from p2pinfer.cli.options import (
+    OPTIONS,
     AsJson,
     Bootstrap,
     Network,
@@ -38,7 +39,12 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 NAMED_MAX = 4
 """Missing parts that are named on a line; nobody would read more."""
 
-app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
+app = App(
+    name="model",
+    help="Add, list, check and remove models.",
+    help_format="plaintext",
+    group_parameters=OPTIONS,
+)
 app.command(find)
 app.command(suggest)
 app.command(proof, name="proof-key")
@@ -46,11 +52,18 @@ app.command(proof, name="proof-key")
 
 @app.command
 def add(
-    file: str,
+    file: Annotated[
+        str,
+        Parameter(
+            help="GGUF file, or any shard of one (-00001-of-00003.gguf), or 'default'"
+            " (SmolLM2-135M-Instruct), or a model of Hugging Face: hf:owner/repo,"
+            " hf:owner/repo:QUANT, hf.co/owner/repo:QUANT or owner/repo@quant."
+        ),
+    ],
     /,
     *,
     in_place: Annotated[
-        bool, option("in_place", "Serve the file from where it is; it must stay.", negative="")
+        bool, option("in-place", "Serve the file from where it is; it must stay.", negative="")
     ] = False,
     yes: Annotated[
         bool, option("yes", "Download without asking, whatever its size.", negative="")
@@ -74,13 +87,6 @@ def add(
 
     An adapter as llama.cpp's convert_lora_to_gguf.py writes it is added to the model that --base
     names. Together they are a model of their own, which shares all parts of that one.
-
-    Parameters
-    ----------
-    file: str
-        GGUF file, or any shard of one (-00001-of-00003.gguf), or 'default' (SmolLM2-135M-Instruct),
-        or a model of Hugging Face: hf:owner/repo, hf:owner/repo:QUANT, hf.co/owner/repo:QUANT or
-        owner/repo@quant.
     """
     from p2pinfer.cli.model_argument import adding_progress, download, name_model
     from p2pinfer.core.manifest import TOKENIZER
@@ -140,7 +146,13 @@ def list_(*, as_json: AsJson = False) -> None:
 
 @app.command
 def show(
-    model: str,
+    model: Annotated[
+        str,
+        Parameter(
+            help="Model id, the beginning of one if only one model matches, the name of one with an"
+            " adapter, or 'default'."
+        ),
+    ],
     /,
     *,
     parts: Annotated[bool, option("parts", "Also list every part.", negative="")] = False,
@@ -161,12 +173,6 @@ def show(
 
     How safe it is in a swarm is asked of the peers there with --bootstrap; else, it is what a peer
     here that keeps the model saw last.
-
-    Parameters
-    ----------
-    model: str
-        Model id, the beginning of one if only one model matches, the name of one with an adapter,
-        or 'default'.
     """
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import find_held, open_store

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from p2pinfer.cli.options import AsJson, option
+from p2pinfer.cli.options import OPTIONS, AsJson, option
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.logs import note
@@ -15,7 +15,7 @@ from p2pinfer.logs import note
 if TYPE_CHECKING:
     from p2pinfer.node.networks import Membership
 
-app = App(name="network", help_format="plaintext")
+app = App(name="network", help_format="plaintext", group_parameters=OPTIONS)
 
 Name = Annotated[
     str | None,
@@ -152,7 +152,7 @@ def join(invitation: str | None = None, /, *, as_json: AsJson = False) -> None:
 
 @app.command
 def expel(member: str, /, *, network: Name = None, as_json: AsJson = False) -> None:
-    """As a founder, sign no more for a member: it is shut out when what was signed ends.
+    """As a founder, stop signing for a member: it is shut out once its last signature expires.
 
     Parameters
     ----------

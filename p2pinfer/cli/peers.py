@@ -61,11 +61,7 @@ def peers(
     reach: ReachFlags = REACH,
     machine: MachineFlags = MACHINE,
 ) -> None:
-    """Show each peer's layers, speed, load, standing with this machine and round trip.
-
-    Standing is how reliable a peer was in this machine's own chats; a new peer has 50 %.
-    --memory, --sessions, --context and --threads only matter with --why: would a layer fit?
-    """
+    """Show each peer's layers, speed, load, standing with this machine and round trip."""
     if why:
         doctor(
             bootstrap=bootstrap,
@@ -93,7 +89,7 @@ def peers(
         async with open_look(ways, way) as look:
             while True:
                 if not look.is_connected:
-                    raise NobodyServes(f"no peer answers: {look.why_nobody()}")
+                    raise NobodyServes(look.why_nobody())
                 _show(await look.rows(), watch=watch, as_json=as_json)
                 if not watch:
                     return

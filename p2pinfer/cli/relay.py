@@ -2,21 +2,22 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from p2pinfer.cli.join import Announce, Listen, how_to_reach
+from p2pinfer.cli.join import how_to_reach
 from p2pinfer.cli.options import (
     REACH,
+    Announce,
     AsJson,
     Bootstrap,
+    Identity,
+    Listen,
     MapPort,
     Network,
     ReachFlags,
     RelayMbit,
-    option,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
 from p2pinfer.cli.sizes import check_range
@@ -31,9 +32,7 @@ def relay(
     announce: Announce = (),
     bootstrap: Bootstrap = (),
     network: Network = "main",
-    identity: Annotated[
-        Path | None, option("identity", "File with this peer's key; created if it does not exist.")
-    ] = None,
+    identity: Identity = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     reach: ReachFlags = REACH,

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from blake3 import blake3
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from p2pinfer.cli.learn_steps import LearnRequest, leisure, open_rows, shown
 from p2pinfer.cli.noise import promise
@@ -41,7 +41,7 @@ STEPS_MAX = 1000
 WAIT_S_MAX = 24 * 3600.0
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Learning together", sort_key=10))
 @dataclass(frozen=True)
 class RoundFlags:
     """How several learn together; who proposes a task decides."""
@@ -52,14 +52,14 @@ class RoundFlags:
     ] = None
     together: Annotated[
         str | None,
-        option("with", "Take part in the task of this name, or whose id begins so."),
+        option("with", "Take part in the task with this name, or with an id that begins so."),
     ] = None
-    rounds: Annotated[int, option("rounds", "Rounds of a task that is proposed.")] = 8
+    rounds: Annotated[int, option("rounds", "Rounds of the proposed task.")] = 8
     steps: Annotated[int, option("steps", "Steps that each member takes in a round.")] = 10
     members: Annotated[
-        int, option("members", "The first round waits for as many members, until its deadline.")
+        int, option("members", "Members that the first round waits for, until its deadline.")
     ] = 3
-    least: Annotated[int, option("members-min", "With fewer members there is no round.")] = 3
+    least: Annotated[int, option("members-min", "Fewest members for a round.")] = 3
     group: Annotated[
         int,
         option(

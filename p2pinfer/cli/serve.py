@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.answer_options import ANSWER, AnswerFlags
 from p2pinfer.cli.machine_options import MachineFlags
 from p2pinfer.cli.options import (
-    ANSWER,
     REACH,
-    AnswerFlags,
+    USE,
     AsJson,
     Network,
     Pace,
@@ -49,6 +50,9 @@ PORT_DEFAULT = 11550
 
 PORT_MAX = 65_535
 
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
+"""A scheme and a host, perhaps with a port; app://obsidian.md is one, too."""
+
 LOCAL_MAX = 16
 """The same limit as ``--peers`` of demo."""
 
@@ -81,7 +85,9 @@ Hosts = Annotated[
 class GatewayMachineFlags(MachineFlags):
     """How much of this machine a gateway, and each peer of ``--local``, may use."""
 
-    sessions: Annotated[int, option("sessions", "Maximum concurrent answers.")] = SESSIONS_DEFAULT
+    sessions: Annotated[int, option("sessions", "Maximum concurrent answers.", group=USE)] = (
+        SESSIONS_DEFAULT
+    )
 
 
 MACHINE = GatewayMachineFlags()
@@ -274,8 +280,14 @@ def _access(
             " space or line end around them"
         )
     for name in hosts:
-        if not name or name_of(f"//{name}") != name.lower():
-            raise UserError(f"--allow-host {name} is not a bare name such as box.example.org")
+        if len(name.split()) != 1 or name_of(f"//{name}") != name.lower():
+            raise UserError(f"--allow-host {name!r} is not a bare name such as box.example.org")
+    for origin in origins:
+        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+            raise UserError(
+                f"--cors-origin {origin!r} is not how a browser names a site: write"
+                " https://chat.example.org, without a path, or '*' for all"
+            )
     if hosts and not api_key:
         note(
             f"anyone who can reach {', '.join(hosts)} can use this gateway, unless the proxy checks"

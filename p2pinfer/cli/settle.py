@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from p2pinfer.cli.options import AsJson, option
+from p2pinfer.cli.options import OPTIONS, AsJson, option
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.logs import note
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from p2pinfer.node.settlement import Chequebook
 
-app = App(name="settle", help_format="plaintext")
+app = App(name="settle", help_format="plaintext", group_parameters=OPTIONS)
 
 Rpc = Annotated[str, option("rpc", "URL at which a node of the chain answers JSON-RPC.")]
 Book = Annotated[str, option("chequebook", "Address of the chequebook contract.")]

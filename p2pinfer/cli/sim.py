@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from p2pinfer.cli.options import AsJson, Model, option
+from p2pinfer.cli.options import OPTIONS, AsJson, Model, option
 from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import P2pinferError, UserError
 
@@ -25,6 +25,7 @@ app = App(
     name="sim",
     help="Simulate a network, with the code that real peers run.",
     help_format="plaintext",
+    group_parameters=OPTIONS,
 )
 
 EXPLAINED = """# A scenario is a TOML file. Tables and keys that have a default may be omitted.

@@ -197,8 +197,3 @@ class Vouch:
     """Others' newest statements in my favour, the largest first."""
 
     statements: tuple[Statement, ...] = field(validator=many(Statement, STATEMENTS_MAX))
-
-
-def work_of(rows: int, weights_bytes: int) -> int:
-    """Return the work of a number of rows through layers with a number of bytes of weights."""
-    return min(rows * weights_bytes // BYTES_PER_UNIT, WORK_MAX)

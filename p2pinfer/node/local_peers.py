@@ -6,6 +6,7 @@ import trio
 from attrs import frozen
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.logs import note
 from p2pinfer.node.status_socket import Status, ask_all
 from transports.interfaces import machine_addresses
 
@@ -41,8 +42,19 @@ def _here(said: Status) -> Here:
 
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
-    """Return the named addresses, or if there are none, those of the peers on this machine."""
-    return tuple(named) or tuple(_from_here(h) for h in peers_here(network) if h.addresses)
+    """Return the named addresses, or if there are none, those of the peers on this machine.
+
+    Where all peers here are of other networks, a note says how to reach these.
+    """
+    if named:
+        return tuple(named)
+    running = trio.run(ask_all)
+    here = [_here(said) for said in running if is_peer_of(said, network)]
+    others = {said["network"]: None for said in running if is_peer_of(said, said.get("network"))}
+    if others and not here:
+        names = ", ".join(f"--network {name}" for name in others)
+        note(f"the peers on this machine are not of the network {network}; to reach them: {names}")
+    return tuple(_from_here(each) for each in here if each.addresses)
 
 
 def _from_here(here: Here) -> str:
@@ -53,7 +65,7 @@ def _from_here(here: Here) -> str:
     )
 
 
-def is_peer_of(said: Status, network: str) -> bool:
+def is_peer_of(said: Status, network: object) -> bool:
     """Whether a process is a peer of a network; another release's malformed status is not."""
     match said:
         case {"role": "peer", "network": name, "peer": str(), "addresses": [*addresses]}:

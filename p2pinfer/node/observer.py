@@ -84,7 +84,7 @@ class Observer:
     ) -> None:
         self._find_anybody = swarm.find_anybody
         self.transport, self.directory, self.chance = swarm.transport, swarm.directory, swarm.chance
-        self.ways_in, self._faults = swarm.bootstrap, swarm.faults
+        self.ways_in, self._faults, self._alone = swarm.bootstrap, swarm.faults, swarm.alone
         self._standings = load_standings()
         self.failures: list[PeerError] = []
         """Bootstrap addresses that did not answer the last time."""
@@ -104,9 +104,9 @@ class Observer:
         return len(self.failures) < len(self.ways_in) or bool(self.directory.peers())
 
     def why_nobody(self) -> str:
-        """Return why no peer answered."""
+        """Return why no peer answered, as a sentence."""
         reasons = "; ".join([*self._faults, *map(str, self.failures)])
-        return reasons or "no peer was found without an address"
+        return f"no peer answers: {reasons}" if reasons else self._alone()
 
     def said(self) -> list[Advertisement]:
         """Return all peers' advertisements, sorted by model and layer."""

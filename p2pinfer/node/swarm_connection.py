@@ -187,16 +187,17 @@ class SwarmConnection:
         failures = await self.directory.enter(self.bootstrap)
         if len(failures) == len(self.bootstrap) and not await self.find_anybody():
             reasons = "; ".join([*self.faults, *map(str, failures)])
-            raise NobodyServes(f"no peer answers: {reasons}" if reasons else self._alone())
+            raise NobodyServes(f"no peer answers: {reasons}" if reasons else self.alone())
         self.stay_in_touch()
 
-    def _alone(self) -> str:
+    def alone(self) -> str:
+        """Return where no peer was found, and what else a person can try."""
         places = ["on the local network"] if self.is_on_lan else []
         places += ["where peers were before"] if self.known and self.known.load() else []
         return (
             f"no peer answers {' or '.join(places)}: take an invitation, which p2pinfer invite"
             " prints on a machine of the swarm, or name a peer with --bootstrap; to try it on this"
-            " machine alone: p2pinfer demo"
+            " machine alone: p2pinfer demo, or for a web page p2pinfer serve --local 3"
         )
 
     def stay_in_touch(self) -> None:

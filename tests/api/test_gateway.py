@@ -322,7 +322,7 @@ def test_a_name_is_a_bare_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     assert _access("127.0.0.1", None, (), ("box.ts.net",)).only_local_names
     assert "anyone who can reach box.ts.net can use this gateway" in capsys.readouterr().err
-    for name in ("https://box.ts.net", "box.ts.net:443", "", "a/b"):
+    for name in ("https://box.ts.net", "box.ts.net:443", "", "a/b", "a b"):
         with pytest.raises(UserError, match="--allow-host"):
             _access("127.0.0.1", "key", (), (name,))
 

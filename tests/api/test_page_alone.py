@@ -193,7 +193,7 @@ def test_page_speaks_the_readers_language(browser: Browser) -> None:
 def test_earnings_are_shown_by_day_and_peer(page: Page) -> None:
     """Sums, thirty days as bars, a table, and the way there and back, on a phone."""
     page.get_by_role("button", name="Conversations").click()
-    page.get_by_role("link", name="Given and had").click()
+    page.get_by_role("link", name="Given and received").click()
     expect(page.locator("#sums dd")).to_have_text(["653", "809", "156"])
     expect(page.locator("#sums dt").last).to_have_text("owed to others")
     expect(page.locator("#days span")).to_have_count(30)
@@ -251,3 +251,22 @@ def test_answers_are_not_marked_elsewhere(page: Page) -> None:
     ask(page, "What is it?")
     expect(page.get_by_role("button", name="Copy")).to_be_visible()
     assert page.get_by_role("button", name="Good answer").count() == 0
+
+
+@pytest.mark.parametrize("width", [320, 360])
+@pytest.mark.parametrize("said", ["3 peers", "connecting to the swarm"])
+def test_the_head_of_the_page_fits_narrow_phones(width: int, said: str, page: Page) -> None:
+    """The name of the program does not run into what the swarm does."""
+    page.set_viewport_size({"width": width, "height": 600})
+    expect(page.locator("#status")).to_be_visible()
+    gap = page.evaluate(
+        """said => {
+            const pill = document.querySelector("#status");
+            pill.textContent = said;
+            const name = document.createRange();
+            name.selectNodeContents(document.querySelector("h1"));
+            return pill.getBoundingClientRect().left - name.getBoundingClientRect().right;
+        }""",
+        said,
+    )
+    assert gap >= 0

@@ -1,8 +1,12 @@
 """What a person reads first: `p2pinfer` alone, its help, and verbs of earlier versions."""
 
+import re
+from itertools import pairwise
+
 import pytest
 
 from p2pinfer.cli.main import COMMANDS, RENAMED, app
+from tests.support.cli_page import commands, shown
 from tests.support.command_line import run
 
 VERBS_MAX = 18
@@ -45,6 +49,41 @@ def test_every_verb_has_help(
     """Each loads from its place in the table, and its help names it."""
     assert run(monkeypatch, verb, "--help") == 0
     assert f"Usage: p2pinfer {verb}" in capsys.readouterr().out
+
+
+def test_what_shapes_answers_stands_apart_from_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command's own options come first, the log's last; empty defaults are not shown."""
+    assert run(monkeypatch, "chat", "--help") == 0
+    said = capsys.readouterr().out
+    groups = ["Options", "Answers", "Checks and privacy", "Swarm", "This machine", "Log"]
+    places = [said.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    defaults = set(re.findall(r"\[default:[ │\n]+([^]]*)\]", said))
+    assert "on" in defaults
+    assert not defaults & {"()", "False", "True", "None"}
+
+
+def test_help_fills_paragraphs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A docstring's own line ends are not shown; those between its paragraphs are."""
+    assert run(monkeypatch, "model", "add", "--help") == 0
+    said, _, _ = capsys.readouterr().out.partition("╭")
+    paragraphs = said.split("\n\n")[2:-1]
+    assert len(paragraphs) == 3
+    for paragraph in paragraphs:
+        lines = paragraph.split("\n")
+        for line, after in pairwise(lines):
+            assert len(line) + len(after.split()[0]) >= 80
+
+
+def test_every_option_is_spelled_with_dashes() -> None:
+    """As the texts that mention it spell it."""
+    for words, command in commands(app):
+        for argument in shown(command):
+            assert "_" not in argument.name, (words, argument.name)
 
 
 @pytest.mark.parametrize("old", RENAMED)

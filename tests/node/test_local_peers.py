@@ -45,6 +45,18 @@ def test_a_peer_is_a_way_into_its_network(monkeypatch: pytest.MonkeyPatch) -> No
     assert ways_in(("/ip4/1.2.3.4/tcp/1",), "main") == ("/ip4/1.2.3.4/tcp/1",)
 
 
+def test_peers_of_another_network_here_are_pointed_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as those of ``serve --local``; not where one of the wanted network runs, too."""
+    monkeypatch.setattr(local_peers, "ask_all", running(serving("local")))
+    assert ways_in((), "main") == ()
+    assert "to reach them: --network local\n" in capsys.readouterr().err
+    monkeypatch.setattr(local_peers, "ask_all", running(serving("local"), serving()))
+    assert ways_in((), "main") == (LAN,)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_peer_here_is_called_at_this_machines_own_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

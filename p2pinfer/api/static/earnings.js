@@ -21,7 +21,7 @@ function make(tag, text, name) {
 function showSums({ given, had, had_unnamed: unnamed }) {
   const sums = [
     [t("given"), shown(given)],
-    [t("had"), shown(had)],
+    [t("received"), shown(had)],
     ...(unnamed ? [[t("of it without a name"), shown(unnamed)]] : []),
     [given >= had ? t("others owe") : t("owed to others"), shown(Math.abs(given - had))],
   ];
@@ -44,7 +44,7 @@ function showDays(days) {
   const dateOf = (day) => new Date(day * DAY_MS).toLocaleDateString(language, { day: "numeric", month: "short", timeZone: "UTC" });
   const columns = days.map(({ day, given, had }) => {
     const column = document.createElement("span");
-    column.title = t("{0}: {1} given, {2} had", dateOf(day), shown(given), shown(had));
+    column.title = t("{0}: {1} given, {2} received", dateOf(day), shown(given), shown(had));
     column.append(bar("given", given), bar("had", had));
     return column;
   });
