@@ -383,8 +383,8 @@ def test_vulkans_headers_are_found_in_its_sdk(tmp_path: Path) -> None:
     spirv.touch()
     compiler = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(library)]
     subprocess.run(compiler, check=True)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    shell = Shell({"PATH": path, "VULKAN_SDK": str(tmp_path)}, tmp_path, tmp_path / "log")
+    search = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shell = Shell({"PATH": search, "VULKAN_SDK": str(tmp_path)}, tmp_path, tmp_path / "log")
     gpus.check_needs("vulkan", shell)
     spirv.unlink()
     with pytest.raises(SetupError, match=r"^Not found: SPIR-V's headers\."):
