@@ -24,7 +24,6 @@ from p2pinfer._setup.commands import (
 from p2pinfer._setup.lock import locked
 from p2pinfer._setup.system import (
     Need,
-    advice_on,
     build_environment,
     compiles,
     install_advice,
@@ -352,9 +351,44 @@ def test_what_a_gpu_needs_is_named_with_a_way_without(tmp_path: Path) -> None:
     shell = Shell({"PATH": str(tmp_path)}, tmp_path, tmp_path / "log")
     for kind, what in (("cuda", "nvcc"), ("rocm", "hipcc"), ("vulkan", "glslc")):
         with pytest.raises(SetupError, match=rf"Not found: .*{what}.*\n.*P2PINFER_LLAMA.*none$"):
-            gpus.check_needs(kind, lambda needs: advice_on(needs, shell))
-    gpus.check_needs("metal", lambda needs: advice_on(needs, shell))
-    gpus.check_needs("", lambda needs: advice_on(needs, shell))
+            gpus.check_needs(kind, shell)
+    gpus.check_needs("metal", shell)
+    gpus.check_needs("", shell)
+
+
+VULKAN_HPP = """
+namespace vk {
+struct LayerSettingsCreateInfoEXT {};
+inline int enumerateInstanceVersion() { return 1; }
+}
+"""
+
+
+def test_vulkans_headers_are_found_in_its_sdk(tmp_path: Path) -> None:
+    """Where a person has newer ones than the system's."""
+    glslc, vulkan, spirv, library = (
+        tmp_path / name
+        for name in (
+            "glslc",
+            "include/vulkan/vulkan.hpp",
+            "include/spirv/unified1/spirv.hpp",
+            "lib/libvulkan.so",
+        )
+    )
+    for path in (vulkan, spirv, library):
+        path.parent.mkdir(parents=True)
+    glslc.write_text("#!/bin/sh\n")
+    glslc.chmod(0o755)
+    vulkan.write_text(VULKAN_HPP)
+    spirv.touch()
+    compiler = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(library)]
+    subprocess.run(compiler, check=True)
+    search = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shell = Shell({"PATH": search, "VULKAN_SDK": str(tmp_path)}, tmp_path, tmp_path / "log")
+    gpus.check_needs("vulkan", shell)
+    spirv.unlink()
+    with pytest.raises(SetupError, match=r"^Not found: SPIR-V's headers\."):
+        gpus.check_needs("vulkan", shell)
 
 
 def test_a_build_for_a_gpu_has_a_wheel_of_its_own(tmp_path: Path) -> None:

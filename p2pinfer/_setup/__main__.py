@@ -18,7 +18,7 @@ from p2pinfer._setup import gpus
 from p2pinfer._setup.commands import EXIT_FAILED, EXIT_INTERRUPTED, SetupError, Shell
 from p2pinfer._setup.llama import Llama
 from p2pinfer._setup.lock import locked
-from p2pinfer._setup.system import advice_on, build_environment, provide_system_packages
+from p2pinfer._setup.system import build_environment, provide_system_packages
 from p2pinfer._setup.wheel import pinned_requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def set_up() -> None:
     print(f"Setting up .venv; the full output is in {LOG}", flush=True)
 
     provide_system_packages(shell)
-    gpus.check_needs(gpu, lambda needs: advice_on(needs, shell))
+    gpus.check_needs(gpu, shell)
     if not venv_is_sound(shell):
         shell.run([sys.executable, "-m", "venv", str(VENV)], "virtual environment")
     llama = Llama(pinned_requirement(project), VENV, shell, gpus.cmake_flags(gpu, shell))

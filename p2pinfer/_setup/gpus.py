@@ -2,13 +2,13 @@
 
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from p2pinfer._setup.commands import EXIT_USAGE, SetupError, Shell
-from p2pinfer._setup.system import Need
+from p2pinfer._setup.system import Need, advice_on
 
 VARIABLE: Final = "P2PINFER_SETUP_GPU"
 """Set by ``make setup GPU=KIND``; kept for later setups until another kind, or none, is named."""
@@ -20,6 +20,8 @@ _VULKAN = """
 int main() { vk::LayerSettingsCreateInfoEXT settings; return vk::enumerateInstanceVersion() == 0; }
 """
 """The newest that ggml uses; headers of version 1.3.275 have it."""
+
+_SPIRV = "#include <spirv/unified1/spirv.hpp>\nint main() { return 0; }\n"
 
 
 class GpuKind(NamedTuple):
@@ -66,6 +68,12 @@ KINDS: Final[Mapping[str, GpuKind]] = {
                 _VULKAN,
                 ("-lvulkan",),
             ),
+            Need(
+                "SPIR-V's headers",
+                "spirv-headers spirv-headers-devel spirv-headers",
+                "c++",
+                _SPIRV,
+            ),
         ),
     ),
 }
@@ -97,12 +105,16 @@ def gpu_kind(named: str | None, kept: Path, system: str) -> str:
     return kind
 
 
-def check_needs(kind: str, missing: Callable[[tuple[Need, ...]], str]) -> None:
-    """Raise SetupError if the system lacks what compiling for a kind of GPU takes.
+def needs(kind: str, environment: Mapping[str, str]) -> tuple[Need, ...]:
+    """Return what compiling for a kind of GPU takes, in Vulkan's SDK too where one is named."""
+    sdk = environment.get("VULKAN_SDK")  # read by CMake, but by no compiler
+    where = (f"-I{sdk}/include", f"-L{sdk}/lib") if sdk else ()
+    return tuple(each._replace(flags=(*where, *each.flags)) for each in KINDS[kind].needs)
 
-    ``missing``: returns advice for those needs that are not met; empty if all are.
-    """
-    if kind and (advice := missing(KINDS[kind].needs)):
+
+def check_needs(kind: str, shell: Shell) -> None:
+    """Raise SetupError if the system lacks what compiling for a kind of GPU takes."""
+    if kind and (advice := advice_on(needs(kind, shell.environment), shell)):
         raise SetupError(
             f"{advice}\nOr take llama.cpp's libraries ready-made: P2PINFER_LLAMA names their folder"
             " (docs/gpu.md). To go on without a GPU:  make setup GPU=none",

@@ -45,7 +45,7 @@ def suggest(
     if as_json:
         print(json.dumps({"pool": asdict(pool), "models": [_report(each) for each in shares]}))
         return
-    size = size_text(pool.memory_bytes)
+    size = memory or size_text(pool.memory_bytes)
     given = "" if memory else ", half of what is free here (--memory)"
     note(
         f"for {peers} peers of {size} each{given}, with {sessions} sessions of {context:,} tokens:"
@@ -109,7 +109,7 @@ def _print(each: "Share", peers: int) -> None:
     if each.fits and not each.needs_pool:
         verdict = "fits into one peer"
     elif each.fits:
-        verdict = f"fits, {each.layers_each} layers a peer, {each.copies:.1f} copies of each"
+        verdict = f"fits, {each.layers_each} layers a peer, each layer held {each.copies:.1f} times"
     elif each.peers_min is None:
         verdict = f"needs {size_text(each.layer_needs_bytes)} of each peer for one layer alone"
     else:

@@ -154,7 +154,7 @@ def test_suggest(model: Command, fake: FakeHub) -> None:
     assert model("suggest", "--memory", "8GiB", "--peers", "6") == 0
     assert model.out.splitlines()[:3] == [
         "Llama 3.3 70B  42.00 GB, 80 layers, llama3.3",
-        "    fits, 13 layers a peer, 1.0 copies of each; the requester needs 2.89 GB",
+        "    fits, 13 layers a peer, each layer held 1.0 times; the requester needs 2.89 GB",
         "    --model hf:unsloth/Llama-3.3-70B-Instruct-GGUF:Q4_K_M",
     ]
     assert "    needs 9 such peers, or 10.70 GB of each of 6; the requester" in model.out

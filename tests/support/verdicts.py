@@ -24,7 +24,8 @@ Verdict = tuple[bool, bool] | None
 
 def verdicts(path: Path, settings: Settings) -> tuple[Verdict, Verdict]:
     """Try settings on a slice's first layers that show all kinds, and on all layers."""
-    layers = layers_to_probe(read_header(path), 0)
+    header = read_header(path)
+    layers = layers_to_probe(header, 0), layers_to_probe(header, 0, by_type=False)
     load = partial(_load, path)
     some = try_settings(load, settings, tokens=False, layers=layers)
     every = try_settings(load, settings, tokens=False)

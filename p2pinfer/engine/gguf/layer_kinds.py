@@ -25,13 +25,23 @@ PROBED_BYTES_MIN = 64 << 20
 show it; small ones, of which two or three may happen to agree, cost nothing to probe whole."""
 
 
-def layer_kinds(header: GgufHeader) -> list[str]:
-    """Return for each layer of a slice, or a model, a text that layers of its kind share."""
+ATTENTION_BYTES_MIN = 8 << 20
+"""Where attention is looked at, each row of a small layer shows it, too; but to be timed, layers
+must take longer than what surrounds them."""
+
+
+def layer_kinds(header: GgufHeader, *, by_type: bool = True) -> list[str]:
+    """Return for each layer of a slice, or a model, a text that layers of its kind share.
+
+    ``by_type``: tell layers apart by the types of their weights, too. Attention does not depend on
+    these, since what it computes with was multiplied by them before.
+    """
     tensors: dict[int, list[str]] = {}
     for tensor in header.tensors.values():
         if place := split_layer(tensor.name):
             of_layer = tensors.setdefault(place[0], [])
-            of_layer.append(f"{place[1]} {tensor.type.name} {tensor.shape}")
+            type_ = tensor.type.name if by_type else "any"
+            of_layer.append(f"{place[1]} {type_} {tensor.shape}")
     arrays = _arrays(header)
     rules = RULES.get(header.string("general.architecture") or "")
     period = rules.period if rules else 1
@@ -47,14 +57,16 @@ def layer_kinds(header: GgufHeader) -> list[str]:
     ]
 
 
-def layers_to_probe(header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN) -> int:
+def layers_to_probe(
+    header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN, *, by_type: bool = True
+) -> int:
     """Return how many of a slice's first layers to probe: one of each kind is among them.
 
     They have ``least_bytes`` of weights, or are all there are. Layers of zeros in front, which run
     anyway, are not counted.
     """
     before = header.integer(LAYERS_BEFORE_KEY) or 0
-    kinds = layer_kinds(header)[before:]
+    kinds = layer_kinds(header, by_type=by_type)[before:]
     sizes = [0] * (before + len(kinds))
     for tensor in header.tensors.values():
         if place := split_layer(tensor.name):
@@ -65,6 +77,11 @@ def layers_to_probe(header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN) -> 
     return count
 
 
+def layers_of_attention(header: GgufHeader) -> int:
+    """Return how many of a slice's first layers have each kind of attention among them."""
+    return layers_to_probe(header, ATTENTION_BYTES_MIN, by_type=False)
+
+
 def kinds_digest(path: Path, *, layers_only: bool = False) -> str:
     """Return a text that slices have in common whose layers, and whose rest, are alike.
 
@@ -73,7 +90,8 @@ def kinds_digest(path: Path, *, layers_only: bool = False) -> str:
 
     Args:
         path: the slice's file.
-        layers_only: whatever the rest is; so ends may be like stages.
+        layers_only: whatever the rest is, and which layers have which types; so ends may be like
+            stages.
 
     Raises:
         BadModelFile: the file cannot be read.
@@ -85,16 +103,20 @@ def kinds_digest(path: Path, *, layers_only: bool = False) -> str:
         if split_layer(name) is None and not layers_only
     ]
     architecture = header.string("general.architecture") or ""
+    ignored = (*_COUNTS, "vocab_size") if layers_only else _COUNTS
     said = [
         f"{key} {value.decode()}"
         for key, value in header.metadata.items()
         if key.startswith(f"{architecture}.")
         and key not in _arrays(header)
-        and key.removeprefix(f"{architecture}.") not in _COUNTS
+        and key.removeprefix(f"{architecture}.") not in ignored
     ]
-    text = "\n\n".join(
-        [architecture, *sorted(rest), *sorted(said), *sorted({*layer_kinds(header)})]
-    )
+    kinds = {*layer_kinds(header, by_type=not layers_only)}
+    if layers_only:
+        kinds |= {
+            tensor.type.name for tensor in header.tensors.values() if split_layer(tensor.name)
+        }
+    text = "\n\n".join([architecture, *sorted(rest), *sorted(said), *sorted(kinds)])
     return blake3(text.encode()).hexdigest(length=16)
 
 

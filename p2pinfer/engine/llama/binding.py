@@ -416,6 +416,23 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
+    def occupy(self, span: Span) -> None:
+        """Take up a span's positions without computing them: their cells hold what they held.
+
+        For measurements, which depend on how many cells there are and not on what is in them.
+
+        Raises:
+            EngineError: as ``decode``.
+        """
+        self.check(span)
+        self.truncate(span.slot, span.position)
+        rows = self._batch.fill([span], 0, only_last=self._logits)
+        answers = iter((True, False))  # the first node, and no further
+        self._tap.lend(lambda _: next(answers))
+        if api.llama_decode(self.ctx, self._batch.struct) != 0:
+            raise EngineError(f"llama.cpp could not take up {rows} positions: {_last_error()}")
+        self._lengths[span.slot] = span.position + rows
+
     def _row_by_row(self, span: Span) -> NDArray[np.float32]:
         """Run each row of a span by itself; return the last one's logits, or all if wanted."""
         found = []

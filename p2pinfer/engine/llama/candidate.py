@@ -25,22 +25,18 @@ from numpy.typing import NDArray
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.exits import ending, lacked_memory, last_line_of
-from p2pinfer.core.python_process import python_command
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.gguf.adapters import read_slice_header
-from p2pinfer.engine.gguf.layer_kinds import layers_to_probe
+from p2pinfer.engine.gguf.layer_kinds import layers_of_attention, layers_to_probe
 from p2pinfer.engine.llama import speeds
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
-from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
+from p2pinfer.engine.llama.probe import CONTEXT, Crash, Layers, Probe, try_settings
 
 COMMAND = python_command("p2pinfer.engine.llama.candidate")
 
 SILENCE_S_MAX = 600
 """Between two decodes, or until the slice is loaded (48 GB at 80 MB/s). Longer is a hang."""
-
-
-MEASURED_BYTES_MIN = 8 << 20
-"""Of weights in the layers that are timed: they must take longer than what surrounds them."""
 
 
 def attempt(part: PartConfig, settings: Settings, device: str = "") -> Probe | Crash | None:
@@ -76,7 +72,11 @@ def _ask(
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            command,
+            env=python_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
         ) as process,
     ):
         assert process.stdout is not None
@@ -150,9 +150,10 @@ def _try_one(
         part.answers = answers
         return part
 
-    layers = None  # where logits come out, all run
+    layers: Layers = (None, None)  # where logits come out, all run
     if not config.logits:
-        layers = layers_to_probe(read_slice_header(Path(config.path)))
+        header = read_slice_header(Path(config.path))
+        layers = layers_to_probe(header), layers_of_attention(header)
     found = try_settings(load, choices[0], tokens=config.tokens, layers=layers, device=device)
     return {"probe": found and asdict(found)}
 
@@ -169,7 +170,7 @@ def _measure(config: PartConfig, choices: list[Settings], answers: int) -> dict[
         part.answers = answers
         return part
 
-    layers = layers_to_probe(read_slice_header(path), MEASURED_BYTES_MIN)
+    layers = layers_of_attention(read_slice_header(path))
     return {"seconds": speeds.measure(load, choices, tokens=config.tokens, layers=layers)}
 
 

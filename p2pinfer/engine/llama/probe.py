@@ -12,7 +12,8 @@ there are *fixed* shapes, which are tried last: narrow rows run one by one, and 
 padded to 48 rows.
 
 A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
-slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
+slice's first layers as have one of each kind among them (``layer_kinds``); and far into a session,
+where only attention can still differ, as many as have each kind of attention. What disproves
 most settings comes first, and the first contradiction ends a try. What was found out about slices
 of the same kinds of layers is tried first: after a move, that is all; and of engines that start
 together on one machine, one searches for the others.
@@ -40,10 +41,12 @@ from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 from p2pinfer.engine.llama.core_shares import in_turn
 
-_VERSION = 5
+_VERSION = 6
 _FILL_ROWS = 9 * BLOCK_ROWS
 """576: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24
+_NEAR_ROWS = 48
+_NEAR_NARROW_ROWS = 28
 CONTEXT = _FILL_ROWS + _TAIL_ROWS
 
 Outputs = dict[int, bytes]
@@ -86,6 +89,8 @@ cores."""
 OTHER_CLASS_SHARE = 0.7
 """The same for attention of another kind, which is another numerics class: like machines must not
 differ because a measurement did, and what runs without flash attention opens no rows."""
+
+Layers = tuple[int | None, int | None]
 
 Attempt = Callable[[Settings], Probe | Crash | None]
 """Tries settings as ``try_settings`` does, but in a process that may crash."""
@@ -237,11 +242,11 @@ class _Search:
             return found, []
         choices = [Settings(threads, repack=False), found.settings]
         times = measure(choices)
-        measured = list(zip(choices, times, strict=True)) if len(times) == len(choices) else []
-        if measured and times[1] > times[0]:
-            self.ruled_out.append((found.settings, f"{gpu} is slower than the CPU"))
+        if len(times) != len(choices) or times[1] > times[0]:
+            why = "is slower than the CPU" if times else "could not be measured against the CPU"
+            self.ruled_out.append((found.settings, f"{gpu} {why}"))
             return None, []
-        return found, measured
+        return found, list(zip(choices, times, strict=True))
 
     def _first_exact(self, threads: int) -> Probe:
         for settings in _candidates(threads):
@@ -338,7 +343,7 @@ def try_settings(
     settings: Settings,
     *,
     tokens: bool,
-    layers: int | None = None,
+    layers: Layers = (None, None),
     device: str = "",
 ) -> Probe | None:
     """Probe settings with their threads and with fewer; None when they are not exact.
@@ -350,7 +355,8 @@ def try_settings(
         load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
         settings: the settings to try.
         tokens: whether the slice takes tokens rather than rows.
-        layers: run only this many of its layers; None: all.
+        layers: run only this many of its layers, at the beginning of a session and far into it;
+            None: all.
         device: all that a GPU's arithmetic depends on.
     """
     part = load(settings)
@@ -377,42 +383,70 @@ class _Contradiction(Exception):
 
 
 def _try(
-    part: Slice, inputs: Tokens | Rows, layers: int | None, settings: Settings, device: str
+    part: Slice, inputs: Tokens | Rows, layers: Layers, settings: Settings, device: str
 ) -> Probe | None:
     """Probe one choice of settings; None when it is not exact."""
+    if settings.fixed and part.keeps_state:
+        return None  # into which padding would go
+    near, far = (_Regimes(part, inputs, each, settings) for each in layers)
     try:
-        pad_to = WIDE_ROWS_MAX if settings.fixed else 0
-        if pad_to and part.keeps_state:
-            return None  # into which padding would go
-        wide, narrow = _Runs(part, inputs, layers, pad_to=pad_to), _Runs(part, inputs, layers)
         # Short sessions first: where rows depend on their batch, most already do there.
-        for starts in ([0], [0, 8], [0, 13], [0, 35]):
-            wide.add(1, starts, 48)
-        for each in (range(14), [0, 7]):
-            narrow.add(1, each, 14)
-        start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
-        block = _Runs(part, inputs, layers, pad_to=BLOCK_ROWS, must_agree=False)
-        if not part.keeps_state:  # into which padding would go
-            block.add(1, [0, 37], 37 + BLOCK_ROWS)
-            block.add(0, range(0, start, BLOCK_ROWS), start)
-            block.add(0, [start - BLOCK_ROWS, start - 43], start)
-        narrow.add(0, range(start, end), end)
-        narrow.add(0, range(start, end, 3), end)
-        narrow.add(0, range(start, end, NARROW_ROWS_MAX), end)
-        narrow.add_beside()
-        wide.add(0, [start], end)
-        wide.add(0, [start, start + 8], end)
-        if settings.fixed:  # padding may reach into cells that other kernels read
-            for edge in (512, 256):
-                for starts in ([edge - 56], [edge - 56, edge - 32]):
-                    wide.add(0, starts, edge - 8)
+        _run_near(near)
+        _run_far(far)
     except _Contradiction:
         return None
-    digest = _digest([*wide.outputs, *narrow.outputs, *block.outputs], device)
-    agree = _consistent([*wide.outputs, *narrow.outputs])
+    both = (near, far)
+    runs = [run for each in both for regime in each for run in regime.outputs]
+    digest = _digest(runs, device)
+    agree = all(_consistent([*each.wide.outputs, *each.narrow.outputs]) for each in both)
     if part.keeps_state:
         return Probe(settings, agree, blocks=False, numerics_class=digest) if agree else None
-    return Probe(settings, agree, _consistent(block.outputs), digest)
+    blocks = all(_consistent(each.block.outputs) for each in both)
+    return Probe(settings, agree, blocks, digest)
+
+
+def _run_near(runs: "_Regimes") -> None:
+    """Run the first rows of a session."""
+    for starts in ([0], [0, 8], [0, 13], [0, 35]):
+        runs.wide.add(1, starts, _NEAR_ROWS)
+    for each in (1, NARROW_ROWS_MAX):
+        runs.narrow.add(1, range(0, _NEAR_NARROW_ROWS, each), _NEAR_NARROW_ROWS)
+    if not runs.part.keeps_state:  # into which padding would go
+        runs.block.add(1, [0], BLOCK_ROWS)
+        runs.block.add(1, [0, 37], 37 + BLOCK_ROWS)
+
+
+def _run_far(runs: "_Regimes") -> None:
+    """Fill a session past the 512 cells from which attention is divided, and run more rows."""
+    start, end = _FILL_ROWS, CONTEXT
+    if not runs.part.keeps_state:
+        runs.block.add(0, range(0, start, BLOCK_ROWS), start)
+        runs.block.add(0, [start - BLOCK_ROWS, start - 43], start)
+    for each in (1, 3, NARROW_ROWS_MAX):
+        runs.narrow.add(0, range(start, end, each), end)
+    runs.narrow.add_beside()
+    for starts in ([start], [start, start + 8]):
+        runs.wide.add(0, starts, end)
+    if runs.settings.fixed:  # padding may reach into cells that other kernels read
+        for edge in (512, 256):
+            for starts in ([edge - 56], [edge - 56, edge - 32]):
+                runs.wide.add(0, starts, edge - 8)
+
+
+class _Regimes:
+    """Runs of each regime through as many layers."""
+
+    def __init__(
+        self, part: Slice, inputs: Tokens | Rows, layers: int | None, settings: Settings
+    ) -> None:
+        self.part, self.settings = part, settings
+        runs = partial(_Runs, part, inputs, layers)
+        self.wide = runs(pad_to=WIDE_ROWS_MAX if settings.fixed else 0)
+        self.narrow = runs()
+        self.block = runs(pad_to=BLOCK_ROWS, must_agree=False)
+
+    def __iter__(self) -> Iterator["_Runs"]:
+        return iter((self.wide, self.narrow, self.block))
 
 
 class _Runs:

@@ -69,11 +69,9 @@ def _measure_alike(
         inputs = _inputs(next(iter(parts.values())), tokens=tokens)
         block = Span(0, FAR_POSITIONS, inputs[-BLOCK_ROWS:], layers=layers)
         row = Span(0, FAR_POSITIONS, inputs[-1:], layers=layers)
-        for settings, part in parts.items():
-            part.use_threads(settings.threads)
+        for part in parts.values():
             for at in range(0, FAR_POSITIONS, BLOCK_ROWS):
-                span = Span(0, at, inputs[at : at + BLOCK_ROWS], layers=layers)
-                part.decode([span], pad_to=BLOCK_ROWS)
+                part.occupy(Span(0, at, inputs[at : at + BLOCK_ROWS]))
         least: dict[tuple[Settings, int], float] = {}
         for _ in range(ROUNDS):
             for settings in choices:

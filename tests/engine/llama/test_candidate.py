@@ -4,17 +4,19 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
-from p2pinfer.core.errors import BadModelFile
+from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.llama import candidate
-from p2pinfer.engine.llama.binding import Settings
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.candidate import attempt, measured
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.probe import Crash, Probe
@@ -88,6 +90,19 @@ def test_settings_are_measured_in_another_process(
     found = measured(part, choices)
     assert len(found) == len(choices)
     assert all(0 < seconds < 60 for seconds in found)
+
+
+def test_positions_are_taken_up_without_being_computed(part: PartConfig) -> None:
+    """What is measured far into a session begins there at once, with what the cells held."""
+    whole = Slice(Path(part.path), logits=False, settings=Settings(), sessions=1, context=128)
+    with closing(whole):
+        rows = np.random.default_rng(1).standard_normal((65, whole.width)).astype(np.float32)
+        whole.decode([Span(0, 0, rows[:64])])
+        expected = whole.decode([Span(0, 64, rows[64:])])[0].copy()
+        whole.occupy(Span(0, 0, np.zeros_like(rows[:64])))
+        assert whole.decode([Span(0, 64, rows[64:])])[0].tobytes() == expected.tobytes()
+        with pytest.raises(EngineError, match="full"):
+            whole.occupy(Span(0, 65, np.concatenate([rows, rows])))
 
 
 def test_measuring_that_crashes_measures_nothing(

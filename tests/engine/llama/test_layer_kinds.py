@@ -46,6 +46,7 @@ def test_the_fewest_first_layers_are_taken() -> None:
     assert layers_to_probe(header_of(*[F32] * 9), 1024) == 1
     assert layers_to_probe(header_of(*[F32] * 9), 1025) == 2
     assert layers_to_probe(header_of(*[F32] * 9)) == 9
+    assert layers_to_probe(mixed, 0, by_type=False) == 1
 
 
 def written(model: Path, plan: SlicePlan, path: Path) -> Path:
@@ -105,6 +106,21 @@ def test_slices_alike_share_a_digest(folder: Path) -> None:
     assert len({*ends, both}) == 3
     other = tiny(folder, "llama", "Q8_0")
     assert kinds_digest(other) != kinds_digest(tiny(folder, "llama", "Q4_K_M"))
+
+
+def test_what_was_measured_holds_whichever_layers_have_which_types(folder: Path) -> None:
+    """So the ends of a K-quant are not measured once more, and prefer what its stages do."""
+    model = tiny(folder, "llama", "Q4_K_M")
+    header = read_header(model)
+    plans = [
+        plan_first_end(header, 3),
+        plan_stage(header, 1, 6),
+        plan_stage(header, 2, 3),
+        plan_last_end(header, 2),
+    ]
+    paths = [written(model, plan, folder / f"{n}.gguf") for n, plan in enumerate(plans)]
+    assert len({kinds_digest(each) for each in paths}) == len(paths)
+    assert len({kinds_digest(each, layers_only=True) for each in paths}) == 1
 
 
 @pytest.mark.parametrize(

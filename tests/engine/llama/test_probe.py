@@ -22,6 +22,7 @@ from p2pinfer.engine.llama.probe import (
     INEXACT,
     Attempt,
     Crash,
+    Layers,
     Probe,
     probe,
     try_settings,
@@ -175,12 +176,12 @@ def test_a_contradiction_ends_a_try() -> None:
     assert flawed.loaded[0].rows * 10 < sound.loaded[0].rows
 
 
-@pytest.mark.parametrize("layers", [None, 3])
-def test_only_the_first_layers_run(layers: int | None) -> None:
-    """If the caller says how many have one of each kind among them."""
+@pytest.mark.parametrize("layers", [(None, None), (3, 1)])
+def test_only_the_first_layers_run(layers: Layers) -> None:
+    """If the caller says how many have one of each kind among them, fewer far into a session."""
     loader = Loader(exact)
     assert try_settings(loader, Settings(2), tokens=False, layers=layers)  # type: ignore[arg-type]
-    assert [each.layers for each in loader.loaded] == [{layers}]
+    assert [each.layers for each in loader.loaded] == [{*layers}]
 
 
 def test_engines_of_one_machine_search_one_after_the_other(

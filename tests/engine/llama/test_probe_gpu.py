@@ -8,16 +8,18 @@ import pytest
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.engine.llama.binding import Settings
-from p2pinfer.engine.llama.probe import INEXACT, Crash, probe
+from p2pinfer.engine.llama.probe import INEXACT, Crash, Tries, probe
 from tests.support.fake_slices import (
     KINDS,
     Flaw,
+    Loader,
     exact,
     gpu_is_inexact,
     gpu_needs_fixed_rows,
     gpu_needs_plain_attention,
     run,
     tries,
+    trying,
 )
 from tests.support.gpus import CARD
 
@@ -66,6 +68,14 @@ def test_a_slow_gpu_is_not_used(cache: Path) -> None:
     assert run(exact, cache, gpu=CARD, cost=slow_card).settings == Settings(1)
     (ruled_out,) = json.loads(cache.read_text())["ruled_out"]
     assert ruled_out["why"] == "CUDA0 (A card) is slower than the CPU"
+
+
+def test_a_gpu_whose_speed_cannot_be_measured_is_not_used(cache: Path) -> None:
+    """Its driver may have crashed."""
+    unmeasured = Tries(trying(Loader(exact)), lambda _: [])
+    assert probe(unmeasured, 1, cache, KINDS, gpu=CARD).settings == Settings(1)
+    (ruled_out,) = json.loads(cache.read_text())["ruled_out"]
+    assert ruled_out["why"] == "CUDA0 (A card) could not be measured against the CPU"
 
 
 def test_a_slice_that_only_the_gpu_can_hold_does_not_fall_back(cache: Path) -> None:
