@@ -53,7 +53,7 @@ class Ahead:
         self._governor, self._queued_rows = governor, queued_rows
         self._prompt_rows, self._prompt_until = prompt_rows, trio.current_time() + TOLD_S_MAX
         self._under_way = 1  # rows, at most, since the answer began
-        self._alone_at: float | None = None  # when the row set out that is awaited, if it led
+        self._alone_at: float | None = None  # when the awaited row set out, unless as a draft
         self._sent: list[int] = []  # tokens whose rows are under way
         self._received, self._received_at = 0, trio.current_time()
         self.count = DraftCount()
@@ -91,10 +91,11 @@ class Ahead:
                 await self._send_drafts(position, tokens)
             step = await self._receive_along(held, most)
             now = trio.current_time()
+            drafting = len(self._sent) > 1 or self._alone_at is None
             if self._alone_at is not None:
                 self._governor.went(now - self._alone_at, max(step.decoding_us, default=0) / 1e6)
                 self._alone_at = None
-            self._governor.took(now - self._received_at, drafting=len(self._sent) > 1)
+            self._governor.took(now - self._received_at, drafting=drafting)
             self._received_at = now
         del self._sent[0]
         return step

@@ -161,12 +161,12 @@ class Governor:
             record.next_pause = min(2 * record.next_pause, PAUSE_TOKENS_MAX)
 
     def went(self, trip_s: float, slowest_s: float) -> None:
-        """Note how long a row took that no other was before, and its slowest stage for it."""
+        """Note how long a row took that was no draft, and its slowest stage for it."""
         self._trip.add(trip_s)
         self._slowest.add(slowest_s)
 
     def took(self, seconds: float, *, drafting: bool) -> None:
-        """Note how long a token took, and whether drafts were under way behind it."""
+        """Note how long a token took, and whether it was a draft or drafts were behind it."""
         record, plain = self._record, self._plain
         self._pause = max(0, self._pause - 1)
         if plain.count >= PLAIN_TOKENS / 2:

@@ -26,7 +26,7 @@ def begun(record: DraftRecord | None = None) -> Governor:
 
 
 def go_on(governor: Governor, right: float, tokens: int, seed: int = 3) -> int:
-    """Draft tokens of which so many are right; return at how many of them any was under way."""
+    """Draft tokens of which that share is right; return during how many any was under way."""
     chance, drafting = Random(seed), 0
     for _ in range(tokens):
         is_drafting = governor.depth > 0
