@@ -10,7 +10,7 @@ import numpy as np
 from attrs import frozen
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import ROWS_IN_FLIGHT_MAX
 from scheduler.offer_table import (
     STANDING_NEW,
     US_PER_S,
@@ -70,7 +70,7 @@ class Prices:
 
 def trip_share(drafted: float) -> float:
     """Return which part of a trip a token takes, given the share of tokens that are drafted."""
-    return 1 - drafted + drafted / STEPS_IN_FLIGHT_MAX
+    return 1 - drafted + drafted / ROWS_IN_FLIGHT_MAX
 
 
 def token_s(trip_s: float, slowest_s: float, drafted: float) -> float:

@@ -243,8 +243,8 @@ def wan(
     model: Model = "default",
     rtt: Annotated[float, option("rtt", "Round trip between any two hosts, in milliseconds.")] = 40,
     mbit: Annotated[float, option("mbit", "Rate of each link, in megabits a second.")] = 100,
-    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
-    runs: Annotated[int, option("runs", "Runs of each text and sampler.")] = 3,
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 96,
+    runs: Annotated[int, option("runs", "Runs of each text and sampler.")] = 2,
     texts: Annotated[
         tuple[Literal["chat", "code", "edit"], ...],
         option("texts", "What answers go on from.", consume_multiple=True),
@@ -252,7 +252,7 @@ def wan(
     samplers: Annotated[
         tuple[Literal["greedy", "t0.8", "t1.5-penalty"], ...],
         option("samplers", "Ways to sample.", consume_multiple=True),
-    ] = ("greedy", "t0.8", "t1.5-penalty"),
+    ] = ("greedy",),
     draft_model: Annotated[
         str | None, option("draft-model", "Also draft by this model, which has the same tokens.")
     ] = None,

@@ -16,6 +16,10 @@ ROWS_PER_DECODE_MAX = BLOCK_ROWS
 STEPS_IN_FLIGHT_MAX = 8
 """Per session: enough prompt chunks to keep every stage of a chain busy, few enough to be fair."""
 
+ROWS_IN_FLIGHT_MAX = 16
+"""Of one answer, with those that are drafted: over links of 100 ms a chain of three stages, 20 ms
+each, holds 13."""
+
 SESSIONS_DEFAULT = 8
 """Per peer: one decode serves all of them, and each has its own KV cells."""
 

@@ -11,14 +11,16 @@ from p2pinfer.engine.base import EndsSession, NextToken
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter
 from peers.asking.drafts import (
-    LOOK_TOKENS,
     MATCH_BEFORE_MODEL_TOKENS,
     MATCH_TOKENS,
     TEXT_TOKENS_MAX,
     DraftCount,
-    Governor,
     TextDrafter,
 )
+from peers.asking.governor import LOOK_TOKENS, Governor
+
+TOLD_S_MAX = 10.0
+"""How long stages may advertise rows that they have run: they tell their load every 5 s."""
 
 
 class Ahead:
@@ -28,9 +30,11 @@ class Ahead:
         chain: where rows go.
         cells: the requester's own layers, which embed drafts.
         row_bytes: of one row.
+        governor: says how far ahead.
+        prompt_rows: that were sent just before.
         drafter: what drafts out of the text; None sends no drafts.
         model: what drafts besides.
-        is_busy: returns whether stages have other sessions' rows to run.
+        queued_rows: returns how many rows wait at a stage, at most, those of this answer too.
     """
 
     def __init__(
@@ -38,14 +42,18 @@ class Ahead:
         chain: Chain,
         cells: EndsSession,
         row_bytes: int,
+        governor: Governor,
+        prompt_rows: int,
         drafter: TextDrafter | None = None,
         model: ModelDrafter | None = None,
-        is_busy: Callable[[], bool] = lambda: False,
+        queued_rows: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._is_busy = is_busy
         self._chain, self._cells, self._row_bytes = chain, cells, row_bytes
         self._drafter, self._model = drafter, model
-        self._governor = Governor()
+        self._governor, self._queued_rows = governor, queued_rows
+        self._prompt_rows, self._prompt_until = prompt_rows, trio.current_time() + TOLD_S_MAX
+        self._under_way = 1  # rows, at most, since the answer began
+        self._alone_at: float | None = None  # when the awaited row set out, unless as a draft
         self._sent: list[int] = []  # tokens whose rows are under way
         self._received, self._received_at = 0, trio.current_time()
         self.count = DraftCount()
@@ -60,6 +68,7 @@ class Ahead:
         """Send the row of a token that was drawn, unless it is under way as a draft."""
         if not self._sent:
             self._send_row(position, following.token, following.rows)
+            self._alone_at = trio.current_time()
 
     async def receive(self, held: Sequence[int], most: int) -> Step:
         """Return the answer to the row that is awaited; up to ``most`` rows are under way then.
@@ -73,18 +82,29 @@ class Ahead:
             step = await self._chain.receive(position, 1, self._row_bytes)
         else:
             if not self._received % LOOK_TOKENS:
-                self._governor.is_busy = self._is_busy()
+                self._look()
             self._received += 1
             most = min(1 + self._governor.depth, most)
+            self._under_way = max(self._under_way, most)
             self._drafter.add(self._sent[0])
             if tokens := self._drafter.draft(self._sent[1:], most - len(self._sent)):
                 await self._send_drafts(position, tokens)
             step = await self._receive_along(held, most)
             now = trio.current_time()
-            self._governor.took(now - self._received_at, drafting=len(self._sent) > 1)
+            drafting = len(self._sent) > 1 or self._alone_at is None
+            if self._alone_at is not None:
+                self._governor.went(now - self._alone_at, max(step.decoding_us, default=0) / 1e6)
+                self._alone_at = None
+            self._governor.took(now - self._received_at, drafting=drafting)
             self._received_at = now
         del self._sent[0]
         return step
+
+    def _look(self) -> None:
+        """See how many rows wait at the stages besides our own."""
+        is_told = trio.current_time() < self._prompt_until
+        own = max(self._under_way, self._prompt_rows if is_told else 0)
+        self._governor.waiting = max(0, self._queued_rows() - own)
 
     def drew(self, token: int) -> None:
         """Go on with the drafts under way if the first of them is the token that was drawn."""
@@ -102,7 +122,7 @@ class Ahead:
     async def _receive_along(self, held: Sequence[int], most: int) -> Step:
         """Let the draft model draft until the answer is here."""
         model, position = self._model, len(held)
-        if model is None or model.is_lost:
+        if model is None or model.is_lost or most <= len(self._sent):
             return await self._chain.receive(position, 1, self._row_bytes)
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -113,11 +133,11 @@ class Ahead:
 
     async def _draft_along(self, model: ModelDrafter, held: Sequence[int], most: int) -> None:
         """Send the draft model's tokens as it makes them."""
-        model.follow([*held, *self._sent])
+        model.follow([*held, *self._sent], most - len(self._sent))
         while len(self._sent) < most and not model.is_lost:
             if tokens := model.drafts()[: most - len(self._sent)]:
                 await self._send_drafts(len(held), tokens)
-                model.follow([*held, *self._sent])
+                model.follow([*held, *self._sent], most - len(self._sent))
             else:
                 await model.wait_moved()
 

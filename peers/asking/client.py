@@ -295,7 +295,7 @@ class SwarmClient:
             context,
             hidden=self._transport.reachability is not Reachability.PUBLIC,
             row_bytes=4 * self._ends.width,
-            drafted=self._requester.drafted.value,
+            drafted=self._requester.draft_record.share,
         )
 
     def _busy_s(self, peer: PeerId) -> float:

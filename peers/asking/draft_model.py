@@ -29,6 +29,7 @@ class ModelDrafter:
     def __init__(self, ends: Ends, cells: EndsSession, vocabulary: int) -> None:
         self._ends, self._cells, self._vocabulary = ends, cells, vocabulary
         self._text: list[int] = []
+        self._ahead_max = 0  # tokens to read of its own behind the text
         self._held: list[int] = []  # the tokens that its caches hold
         self._following: NextToken | None = None  # what it says comes next
         self._changed, self._moved = trio.Event(), trio.Event()
@@ -36,9 +37,9 @@ class ModelDrafter:
         """Its engine has failed; there are no more drafts."""
         cells.start(_LIKELIEST, [])
 
-    def follow(self, text: Sequence[int]) -> None:
-        """Go on from this text: what is read already is not read again."""
-        self._text = list(text)
+    def follow(self, text: Sequence[int], ahead: int = DRAFTS_MAX) -> None:
+        """Go on from this text, which is read once; draft one token more than ``ahead`` behind it."""
+        self._text, self._ahead_max = list(text), ahead
         self._changed.set()
 
     def drafts(self) -> list[int]:
@@ -75,7 +76,7 @@ class ModelDrafter:
         same = alike(held, text)
         if same == len(text) and following:
             at, ahead = len(held), len(held) - len(text)
-            if following.is_end or ahead >= DRAFTS_MAX or at >= self._ends.context:
+            if following.is_end or ahead >= self._ahead_max or at >= self._ends.context:
                 return False
             self._following = await self._cells.next(at, following.rows, regime=Regime.NARROW)
             self._held = [*held, following.token]

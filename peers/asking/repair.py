@@ -41,8 +41,8 @@ class Repair:
     """Called with the chain's hops whenever they change."""
     better: Callable[[], tuple[int, Sequence[Hop]]] = lambda: (0, ())
     """Returns the index of a stage far slower than advertised, and better hops; usually none."""
-    is_busy: Callable[[], bool] = lambda: False
-    """Returns whether rows of other sessions wait at a stage, as it advertises."""
+    queued_rows: Callable[[], int] = lambda: 0
+    """Returns how many rows wait at a stage, at most, as it advertises: this session's too."""
     wait_s_max: float = WAIT_S_MAX
 
 

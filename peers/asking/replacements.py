@@ -10,7 +10,6 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop
 from peers.asking.experience import Experiences
 from peers.asking.repair import Neighbours, Repair
@@ -27,10 +26,6 @@ APART_TIMES = 4
 """A stage is slow by itself if it is this many times as late, by what it claims, as another of the
 route. Where all are late alike, their machine is busy: then its other peers are as slow, and
 computing a session's rows again there would stop its answer for seconds."""
-
-OWN_ROWS_MAX = 2 * STEPS_IN_FLIGHT_MAX
-"""That a session that drafts may have at a stage: those that a wrong draft made vain, and those
-behind the token drawn instead."""
 
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""
@@ -61,7 +56,12 @@ class Replacements:
     def repair(self) -> Repair:
         """Return the callbacks that the session needs."""
         return Repair(
-            self._choose, self._on_wait, self._on_lost, self._take, self._better, self._is_busy
+            self._choose,
+            self._on_wait,
+            self._on_lost,
+            self._take,
+            self._better,
+            self._queued_rows,
         )
 
     def learn(self) -> None:
@@ -123,12 +123,10 @@ class Replacements:
                         return index, others
         return 0, []
 
-    def _is_busy(self) -> bool:
-        """Whether more rows wait at a stage than this session can have there."""
+    def _queued_rows(self) -> int:
+        """Return how many rows wait at that stage of the route where most do."""
         peers = {hop.peer for hop in self.route}
-        return any(
-            offer.queued_rows > OWN_ROWS_MAX for offer in self._offers() if offer.peer in peers
-        )
+        return max((each.queued_rows for each in self._offers() if each.peer in peers), default=0)
 
     def _take(self, hops: Sequence[Hop]) -> None:
         """Update the route to the chain's current peers."""

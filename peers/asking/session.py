@@ -29,8 +29,9 @@ from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.ahead import Ahead, text_drafter
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
-from peers.asking.drafts import DraftCount, DraftedShare, alike
+from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
+from peers.asking.governor import DraftRecord, Governor
 from peers.asking.opening import open_chain
 from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
@@ -78,13 +79,14 @@ class Session:
         held: HeldTokens = NOTHING,
         drafts: bool = False,
         model: ModelDrafter | None = None,
-        is_busy: Callable[[], bool] = lambda: False,
+        queued_rows: Callable[[], int] = lambda: 0,
         keeps_state: bool = False,
-        share: DraftedShare | None = None,
+        record: DraftRecord | None = None,
         via: Path | None = None,
     ) -> None:
         self._keeps_state, self._via = keeps_state, via
-        self._share = share or DraftedShare()
+        self._record = record or DraftRecord()
+        self._governor = Governor(self._record)
         self._reached = 0
         """Positions that some cache holds, or may: more than tokens where an answer was stopped."""
         self._chain, self._ends, self._cells = chain, ends, cells
@@ -104,7 +106,7 @@ class Session:
         """Of the most recent prompt's tokens from the second on, where they were asked for."""
         self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
         """Called with where a prompt's rows begin, and those that the last stage sends of it."""
-        self._may_draft, self._model, self._is_busy = drafts, model, is_busy
+        self._may_draft, self._model, self._queued_rows = drafts, model, queued_rows
         self._window = PromptWindow()
         self._answers = 0  # begun so far
         self._reading: Sequence[int] = ()  # the prompt that is being read
@@ -218,12 +220,13 @@ class Session:
             held = said if sampling.grammar else 0
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
             if self._model:
-                self._model.follow(prompt)
+                self._model.follow(prompt, 0)
             scored = sampling.prompt_logprobs is not None and not said
+            read = len(prompt) - self.held_of(prompt)
             following, stages_us = await self._prefill(prompt, scored=scored)
             if following.rows:
                 self._reached = len(self.tokens) + 1  # in our own first layers
-            ahead = self._ahead(prompt)
+            ahead = self._ahead(prompt, read)
             self.drafts = count = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
@@ -253,13 +256,22 @@ class Session:
                 )
                 ahead.drew(following.token)
         finally:
-            self._share.add(count.kept, made)
+            self._record.add(count.kept, made)
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
 
-    def _ahead(self, prompt: Sequence[int]) -> Ahead:
+    def _ahead(self, prompt: Sequence[int], read: int) -> Ahead:
         drafter = text_drafter(prompt, self._model) if self._may_draft else None
-        return Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy)
+        return Ahead(
+            self._chain,
+            self._cells,
+            self._row_bytes,
+            self._governor,
+            read,
+            drafter,
+            self._model,
+            self._queued_rows,
+        )
 
     async def _prefill(
         self, prompt: Sequence[int], *, scored: bool
@@ -360,8 +372,8 @@ class Requester:
         self._drafts = drafts and not keeps_state
         self._draft_model = None if keeps_state else draft_model
         self._keeps_state = keeps_state
-        self.drafted = DraftedShare()
-        """Of the tokens of all of its sessions."""
+        self.draft_record = DraftRecord()
+        """Of all of its sessions."""
 
     def over(self, transport: Transport, gatherer: Gatherer | None) -> "Requester":
         """Return one that asks over another transport, with the ends and limits of this one."""
@@ -426,9 +438,9 @@ class Requester:
                     held=held,
                     drafts=self._drafts,
                     model=model,
-                    is_busy=repair.is_busy if repair else lambda: False,
+                    queued_rows=repair.queued_rows if repair else lambda: 0,
                     keeps_state=self._keeps_state,
-                    share=self.drafted,
+                    record=self.draft_record,
                     via=self._transport.via,
                 )
         finally:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.advertisement import Advertisement, RoundTrip
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import ROWS_IN_FLIGHT_MAX
 from scheduler import routing
 from scheduler.offer_table import STANDING_NEW, Experience
 from scheduler.route_cost import FULL_S
@@ -49,7 +49,7 @@ def drafting_price(
         for each, at_risk in zip(route, risks, strict=True)
     ]
     trip = price(route, swarm, asking) - sum(risks)
-    drafted = trip / STEPS_IN_FLIGHT_MAX + max(stages)
+    drafted = trip / ROWS_IN_FLIGHT_MAX + max(stages)
     return sum(risks) + (1 - share) * trip + share * drafted
 
 

@@ -31,7 +31,7 @@ def fixed(value: float) -> Spread:
     return Spread(value, value)
 
 
-def chain(agreement: float, round_trip_ms: float = 60.0) -> Scenario:
+def chain(agreement: float, round_trip_ms: float = 60.0, row_ms: float = 1.0) -> Scenario:
     """Return three peers, each with its third of the layers, in towns of their own."""
     towns = ("home", "x", "y", "z")
     trips = tuple(tuple(1.0 if a == b else round_trip_ms for b in towns) for a in towns)
@@ -40,7 +40,7 @@ def chain(agreement: float, round_trip_ms: float = 60.0) -> Scenario:
             count=1,
             regions=(town,),
             serves=(1 + 4 * number, 5 + 4 * number),
-            row_ms=fixed(1.0),
+            row_ms=fixed(row_ms),
             layers=fixed(4),
             jitter=0.0,
             join_s=fixed(0.0),
@@ -83,6 +83,22 @@ def test_what_drafts_bring(agreement: float, least: float, most: float) -> None:
     text = "\n".join(lines(told))
     assert "times the tokens of the same world without them" in text
     assert ("tokens per trip" in text) is (agreement > 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("round_trip_ms", "times"), [(40.0, 2.2), (100.0, 2.4)])
+def test_what_drafts_bring_over_long_links(round_trip_ms: float, times: float) -> None:
+    """Seven in ten of them right, and stages that take 20 ms each; four rows a token at most."""
+    scenario = chain(0.7, round_trip_ms, row_ms=5.0)
+    one_by_one = tuple(60.0 * number for number in range(4))
+    asked = evolve(
+        scenario.requests, per_minute=0.0, burst=1, burst_at_s=one_by_one, answer=fixed(150)
+    )
+    scenario = evolve(scenario, requests=asked, duration_s=240.0)
+    numbers = summary(run_scenario(scenario))
+    told = beside_drafts(numbers, summary(run_scenario(without_drafts(scenario))))
+    assert told["drafts_times"] >= times
+    assert numbers["drafts_dropped"] < 3 * numbers["tokens"]
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.3, 1.0])

@@ -106,6 +106,12 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.limits",
             "STEPS_IN_FLIGHT_MAX",
         ),
+        Row(
+            "rows under way per answer, with drafts; fewer where the route holds fewer",
+            "{}",
+            "p2pinfer.core.limits",
+            "ROWS_IN_FLIGHT_MAX",
+        ),
         Row("a message", "{}", "transports.base", "MESSAGE_BYTES_MAX"),
         Row("hops in a route", "{}", "p2pinfer.core.messages", "ROUTE_HOPS_MAX"),
         Row(

@@ -1,7 +1,6 @@
 """Drafting ahead: the same answers, whatever is drafted, and fewer trips where drafts are right."""
 
 from contextlib import aclosing
-from random import Random
 
 import pytest
 import trio
@@ -10,17 +9,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from peers.asking.draft_model import open_drafter
-from peers.asking.drafts import (
-    DRAFTS_MAX,
-    LOOK_TOKENS,
-    MATCH_TOKENS,
-    PAUSE_TOKENS_MAX,
-    PLAIN_TOKENS,
-    SHARE_TOKENS,
-    DraftedShare,
-    Governor,
-    TextDrafter,
-)
+from peers.asking.drafts import DRAFTS_MAX, MATCH_TOKENS, TextDrafter
+from peers.asking.governor import LOOK_TOKENS
 from peers.asking.repair import Repair
 from tests.support.fake_engines import VOCABULARY, FakeEnds
 from tests.support.oracle import Oracle
@@ -142,51 +132,6 @@ def test_the_longest_match_is_followed() -> None:
     assert TextDrafter([1, 2, 3, 5, 7, 1, 2, 3, 6, 4, 1, 2, 3]).draft([], 1) == [6]
 
 
-def test_depth_follows_what_became_of_drafts() -> None:
-    """It grows while they are kept; while none is, tries become rare."""
-    governor = Governor()
-    assert governor.depth == 0
-    for _ in range(PLAIN_TOKENS):
-        governor.took(1.0, drafting=False)
-    assert 0 < (begun := governor.depth) < DRAFTS_MAX
-    for _ in range(8):
-        governor.kept()
-    assert governor.depth == DRAFTS_MAX
-    governor.dropped()
-    governor.dropped()
-    assert begun < governor.depth < DRAFTS_MAX
-    tries = 0
-    for _ in range(1000):
-        drafting = governor.depth > 0
-        governor.took(1.0, drafting=drafting)
-        if drafting:
-            tries += 1
-            governor.dropped()
-    assert 0 < tries <= 20
-
-
-@pytest.mark.parametrize(("right", "least"), [(0.5, 0.6), (0.7, 0.85), (0.9, 0.99)])
-def test_drafts_that_are_often_right_go_on(right: float, least: float) -> None:
-    """One that is wrong at once, as happens to half of them by chance, stops none behind it."""
-    governor, chance, drafting = Governor(), Random(3), 0
-    for _ in range(5000):
-        drafting += governor.depth > 0
-        if governor.depth:
-            (governor.kept if chance.random() < right else governor.dropped)()
-        governor.took(0.5 if governor.depth else 1.0, drafting=governor.depth > 0)
-    assert drafting / 5000 > least - 0.05
-
-
-def test_a_hiccup_is_not_put_down_to_drafts() -> None:
-    """A token that waits for another session's prompt says nothing of what drafts cost."""
-    governor = Governor()
-    for _ in range(PLAIN_TOKENS):
-        governor.took(1.0, drafting=False)
-    for number in range(40):
-        governor.took(30.0 if number == 12 else 0.5, drafting=True)
-        assert governor.depth
-
-
 @pytest.mark.parametrize("busy", [True, False])
 async def test_nothing_is_drafted_while_stages_are_busy(
     busy: bool, oracle: type[Oracle], autojump_clock: MockClock
@@ -196,41 +141,16 @@ async def test_nothing_is_drafted_while_stages_are_busy(
     async with swarm(drafts=True) as made:
         looks: list[int] = []
 
-        def is_busy() -> bool:
+        def queued_rows() -> int:
             looks.append(len(session.tokens))
-            return busy
+            return len(PROMPT) + 9 * busy
 
-        repair = Repair(lambda *_: [], lambda _: None, is_busy=is_busy)
+        repair = Repair(lambda *_: [], lambda _: None, queued_rows=queued_rows)
         opening = made.requester.open(made.route, session_id(), CONTEXT, repair)
         async with opening as session:
             assert await answer(session, PROMPT, LENGTH) == oracle.answer
             assert (session.drafts.kept + session.drafts.dropped == 0) is busy
         assert len(looks) == -(-(LENGTH - 1) // LOOK_TOKENS)
-
-
-def test_drafts_that_take_longer_than_they_save_pause() -> None:
-    """Where machines are busy, rows that are run in vain delay the others."""
-    governor = Governor()
-    for _ in range(PLAIN_TOKENS):
-        governor.took(1.0, drafting=False)
-    drafting = 0
-    for _ in range(10 * PAUSE_TOKENS_MAX):
-        if governor.depth:
-            drafting += 1
-            governor.kept()
-            governor.took(1.1, drafting=True)
-        else:
-            governor.took(1.0, drafting=False)
-    assert 0 < drafting <= PAUSE_TOKENS_MAX
-
-
-def test_what_plain_tokens_take_is_measured_again() -> None:
-    """Drafts that were worth it an hour ago may not be now."""
-    governor, plain = Governor(), 0
-    for _ in range(2 * PAUSE_TOKENS_MAX):
-        plain += governor.depth == 0
-        governor.took(0.1, drafting=governor.depth > 0)
-    assert plain == 2 * PLAIN_TOKENS
 
 
 @pytest.mark.parametrize("vocabulary", [VOCABULARY, VOCABULARY // 2])
@@ -306,28 +226,6 @@ async def test_an_answer_goes_on_without_a_draft_model_that_fails(
         assert found == await expected(PROMPT, LENGTH, CHAINS[3])
 
 
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)).map(sorted), max_size=20))
-def test_the_share_of_drafted_tokens_is_one(answers: list[list[int]]) -> None:
-    """Never more than all, and nothing before there are tokens."""
-    share = DraftedShare()
-    assert share.value == 0.0
-    for kept, tokens in answers:
-        share.add(kept, tokens)
-        assert 0.0 <= share.value <= 1.0
-
-
-def test_the_share_of_drafted_tokens_follows_the_last_answers() -> None:
-    """One short answer says little, and what was long ago nothing any more."""
-    share = DraftedShare()
-    share.add(8, 8)
-    assert share.value < 0.1
-    for _ in range(20):
-        share.add(70, 100)
-    assert share.value == pytest.approx(0.7, abs=0.01)
-    share.add(0, 6 * SHARE_TOKENS)
-    assert share.value < 0.01
-
-
 @pytest.mark.parametrize("right", [0.0, 1.0])
 async def test_a_requester_knows_what_is_drafted(
     right: float, oracle: type[Oracle], autojump_clock: MockClock
@@ -343,5 +241,5 @@ async def test_a_requester_knows_what_is_drafted(
             ):
                 for _ in range(LENGTH - 10):
                     await anext(tokens)
-        value = made.requester.drafted.value
+        value = made.requester.draft_record.share
         assert 0.5 < value < 1.0 if right else value == 0.0
