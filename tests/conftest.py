@@ -28,6 +28,7 @@ settings.load_profile("p2pinfer")
 SLOW = (
     "real/",  # processes of p2pinfer, the real model
     "bench/test_agent.py",  # the tokenizer's process
+    "bench/test_bare_hops.py",  # processes that hand on a message
     "engine/llama/",  # llama.cpp, in this process and in workers
     "engine/training/",  # llama.cpp, and seconds of arithmetic
     "engine/store/test_adapters.py",

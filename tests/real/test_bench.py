@@ -31,6 +31,8 @@ def test_decode(home: Path, peers: int, sessions: int) -> None:
         assert {"engine_ms_per_token", "tokens_per_second", "time_to_first_token_ms"} <= set(
             figures
         )
+    assert report["floor"]["ms_per_boundary"] > 0
+    assert 0 < report["floor"]["decode_ratio"] < 1
     if sessions > 1:
         assert report["sessions"] == sessions
         assert set(report["aggregate_ratio"]) == {"alone", "libp2p", "tcp"}
