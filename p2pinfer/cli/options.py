@@ -215,7 +215,7 @@ Pace = Annotated[
     int,
     option(
         "pace",
-        "With --via: while an answer runs, send a row every so many milliseconds, empty ones among"
+        "With --via: while an answer runs, milliseconds from one row to the next, empty ones among"
         " them, so that the line does not show when tokens are made. 0: as they are made.",
         group=PRIVACY,
     ),
