@@ -138,7 +138,7 @@ def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_space_may_be_three_tokens(tmp_path: Path) -> None:
-    """SentencePiece writes it in three bytes, and one in front; few vocabularies lack such a word."""
+    """SentencePiece writes it in three bytes, for which a small vocabulary has no word."""
     vocabulary = Vocabulary.of_file(tiny_model(tmp_path, "llama", "Q4_0"))
     assert len(vocabulary.tokenize(50 * "! ", special=False)) == 3 * 51 + 50
 
