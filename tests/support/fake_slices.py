@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Settings, Span
-from p2pinfer.engine.llama.probe import Attempt, Probe, Tries, probe, try_settings
+from p2pinfer.engine.llama.probe import Attempt, Probe, Tries, probe
+from p2pinfer.engine.llama.trial import try_settings
 
 Cost = Callable[[Settings], float]
 """Returns the seconds that settings take."""

@@ -16,7 +16,8 @@ from typing import Any
 from p2pinfer.engine.gguf.layer_kinds import layers_to_probe
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Settings, Slice
-from p2pinfer.engine.llama.probe import CONTEXT, Probe, try_settings
+from p2pinfer.engine.llama.probe import Probe
+from p2pinfer.engine.llama.trial import CONTEXT, try_settings
 
 Verdict = tuple[bool, bool] | None
 """Whether the regimes agree, and blocks are exact; None if the settings are not exact."""

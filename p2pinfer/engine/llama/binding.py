@@ -618,7 +618,9 @@ class Vocabulary:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of a text; with ``special``, control tokens in it count as such."""
         raw = text.encode()
-        room = len(raw) + 8  # a token is at least a byte of text; some add a prefix of their own
+        room = (
+            3 * len(raw) + 8
+        )  # a token for each byte; some write a space in three, or add a prefix
         found = (ctypes.c_int32 * room)()
         count = api.llama_tokenize(self._vocab, raw, len(raw), found, room, False, special)
         if count < 0:

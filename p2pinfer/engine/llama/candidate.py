@@ -31,7 +31,8 @@ from p2pinfer.engine.gguf.adapters import read_slice_header
 from p2pinfer.engine.gguf.layer_kinds import layers_of_attention, layers_to_probe
 from p2pinfer.engine.llama import speeds
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
-from p2pinfer.engine.llama.probe import CONTEXT, Crash, Layers, Probe, try_settings
+from p2pinfer.engine.llama.probe import Crash, Probe
+from p2pinfer.engine.llama.trial import CONTEXT, Layers, try_settings
 
 COMMAND = python_command("p2pinfer.engine.llama.candidate")
 

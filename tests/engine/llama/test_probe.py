@@ -17,16 +17,8 @@ from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.core_shares import shares_folder
-from p2pinfer.engine.llama.probe import (
-    CONTEXT,
-    INEXACT,
-    Attempt,
-    Crash,
-    Layers,
-    Probe,
-    probe,
-    try_settings,
-)
+from p2pinfer.engine.llama.probe import INEXACT, Attempt, Crash, Probe, probe
+from p2pinfer.engine.llama.trial import CONTEXT, Layers, try_settings
 from tests.support.fake_slices import (
     KINDS,
     FakeSlice,

@@ -17,6 +17,7 @@ from p2pinfer.engine.llama.binding import Vocabulary
 from p2pinfer.engine.llama.engine import open_ends
 from p2pinfer.engine.llama.tokenizer import STACK_BYTES, STACK_BYTES_MAX, Tokenizer, _Vocabulary
 from p2pinfer.engine.special_tokens import Spellings
+from tests.support.tiny_models import tiny_model
 from tests.support.vocabularies import write_sentencepiece, write_vocabulary
 from tests.support.whole import open_model
 
@@ -134,6 +135,12 @@ def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     """The message gives llama.cpp's reason."""
     with pytest.raises(BadModelFile, match="cannot load"):
         Vocabulary.of_file(tmp_path / "none.gguf")
+
+
+def test_a_space_may_be_three_tokens(tmp_path: Path) -> None:
+    """SentencePiece writes it in three bytes, for which a small vocabulary has no word."""
+    vocabulary = Vocabulary.of_file(tiny_model(tmp_path, "llama", "Q4_0"))
+    assert len(vocabulary.tokenize(50 * "! ", special=False)) == 3 * 51 + 50
 
 
 def loaded(path: Path) -> _Vocabulary:
