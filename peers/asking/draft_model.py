@@ -38,7 +38,7 @@ class ModelDrafter:
         cells.start(_LIKELIEST, [])
 
     def follow(self, text: Sequence[int], ahead: int = DRAFTS_MAX) -> None:
-        """Go on from this text, which is read once; draft one token more than ``ahead`` behind it."""
+        """Go on from this text, which is read once, and draft ``ahead`` tokens and one."""
         self._text, self._ahead_max = list(text), ahead
         self._changed.set()
 
