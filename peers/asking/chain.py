@@ -105,9 +105,9 @@ class Chain:
         """Send rows down the chain; never waits."""
         self._number += 1
         self._pause.end()
+        self._outbox.put(Step(self._number, position, count, regime, rows))
         if self.evidence:
             self.evidence.goes_in(self._number, count, rows)
-        self._outbox.put(Step(self._number, position, count, regime, rows))
 
     async def receive(self, position: int, count: int, size: int) -> Step:
         """Return the answer to the next step sent: the ``size`` bytes that came out for it.

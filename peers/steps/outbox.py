@@ -31,19 +31,20 @@ class Outbox:
         return 0 if self._is_level else self.history.count_after(self._sent)
 
     def put(self, step: Step) -> None:
-        """Keep a step, and send it if there is a channel to send it to."""
+        """Send a step if there is a channel to send it to, and keep it: in this order, to be fast.
+
+        One that was sent before is kept alone: a replacement before us computes everything again.
+        """
+        if self._is_level and step.number > self._sent:
+            assert self.channel
+            self._is_level = self.channel.send_now(encode(step))
+            if self._is_level:
+                self._sent = step.number
         self.history.add(
             step.number, step.position, step.count, step.regime, step.decoding_us, step.rows
         )
-        if self._is_level:
-            assert self.channel
-            if step.number <= self._sent:  # a replacement before us computes everything again
-                return
-            if self.channel.send_now(encode(step)):
-                self._sent = step.number
-                return
-            self._is_level = False
-        self._todo.set()
+        if not self._is_level:
+            self._todo.set()
 
     def can_begin(self, sent: int) -> bool:
         """Whether everything after the step of that number is still kept."""
