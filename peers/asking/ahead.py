@@ -34,7 +34,7 @@ class Ahead:
         prompt_rows: that were sent just before.
         drafter: what drafts out of the text; None sends no drafts.
         model: what drafts besides.
-        queued_rows: returns how many rows wait at a stage, at most, those of this answer too.
+        rows_of_others: returns how many rows wait at a stage besides as many of this session.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class Ahead:
         prompt_rows: int,
         drafter: TextDrafter | None = None,
         model: ModelDrafter | None = None,
-        queued_rows: Callable[[], int] = lambda: 0,
+        rows_of_others: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
         self._chain, self._cells, self._row_bytes = chain, cells, row_bytes
         self._drafter, self._model = drafter, model
-        self._governor, self._queued_rows = governor, queued_rows
+        self._governor, self._rows_of_others = governor, rows_of_others
         self._prompt_rows, self._prompt_until = prompt_rows, trio.current_time() + TOLD_S_MAX
         self._under_way = 1  # rows, at most, since the answer began
         self._alone_at: float | None = None  # when the awaited row set out, unless as a draft
@@ -104,7 +104,7 @@ class Ahead:
         """See how many rows wait at the stages besides our own."""
         is_told = trio.current_time() < self._prompt_until
         own = max(self._under_way, self._prompt_rows if is_told else 0)
-        self._governor.waiting = max(0, self._queued_rows() - own)
+        self._governor.waiting = self._rows_of_others(own)
 
     def drew(self, token: int) -> None:
         """Go on with the drafts under way if the first of them is the token that was drawn."""

@@ -1,8 +1,9 @@
 """How far an answer drafts ahead: a row goes out while it is likely enough to be of use.
 
 It is of use if its token and all before it are drawn as drafted. That chance must be a tenth, and
-a tenth more for each row of others that waits at a stage of the route: where stages are idle,
-a row in vain takes nobody's time, and where they are not, it takes as many people's.
+a tenth more for each row of others that waits at a stage of the route, or for two sessions that may
+have one there: where stages are idle, a row in vain takes nobody's time, and where they are not, it
+takes as many people's.
 """
 
 import math
@@ -122,8 +123,8 @@ class Governor:
         self._pause = PLAIN_TOKENS if record.since_plain >= PLAIN_EVERY_TOKENS else 0
         self._plain, self._drafting = _Mean(), _Mean()
         self._trip, self._slowest = _Mean(), _Mean()
-        self.waiting = 0
-        """Rows of other sessions that wait at a stage."""
+        self.waiting = 0.0
+        """Rows of other sessions that wait at a stage, or may."""
 
     @property
     def depth(self) -> int:

@@ -41,8 +41,8 @@ class Repair:
     """Called with the chain's hops whenever they change."""
     better: Callable[[], tuple[int, Sequence[Hop]]] = lambda: (0, ())
     """Returns the index of a stage far slower than advertised, and better hops; usually none."""
-    queued_rows: Callable[[], int] = lambda: 0
-    """Returns how many rows wait at a stage, at most, as it advertises: this session's too."""
+    rows_of_others: Callable[[int], float] = lambda _: 0.0
+    """Returns how many rows wait at a stage besides as many of this session, as it advertises."""
     wait_s_max: float = WAIT_S_MAX
 
 

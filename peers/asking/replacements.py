@@ -27,6 +27,10 @@ APART_TIMES = 4
 route. Where all are late alike, their machine is busy: then its other peers are as slow, and
 computing a session's rows again there would stop its answer for seconds."""
 
+ROWS_PER_SESSION = 0.5
+"""That count as waiting for each other session of a stage: one that answers has a row there most of
+the time, and which do is not told."""
+
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""
 
@@ -61,7 +65,7 @@ class Replacements:
             self._on_lost,
             self._take,
             self._better,
-            self._queued_rows,
+            self._rows_of_others,
         )
 
     def learn(self) -> None:
@@ -123,16 +127,23 @@ class Replacements:
                         return index, others
         return 0, []
 
-    def _queued_rows(self) -> int:
-        """Return how many rows wait at that stage of the route where most do."""
+    def _rows_of_others(self, own: int) -> float:
+        """Return how many rows of others wait, or soon will, where most do on the route."""
         peers = {hop.peer for hop in self.route}
-        return max((each.queued_rows for each in self._offers() if each.peer in peers), default=0)
+        offers = (each for each in self._offers() if each.peer in peers)
+        return max((rows_of_others(each, own) for each in offers), default=0.0)
 
     def _take(self, hops: Sequence[Hop]) -> None:
         """Update the route to the chain's current peers."""
         self.learn()
         known = {hop.peer: hop for hop in self.route} | self._chosen
         self.route = [evolve(known[hop.peer], end=hop.end) for hop in hops]
+
+
+def rows_of_others(offer: Advertisement, own: int) -> float:
+    """Return how many rows wait at a peer, besides ``own``, or may as its other sessions answer."""
+    sessions = max(0, offer.sessions_max - offer.sessions_free - 1)
+    return max(offer.queued_rows - own, ROWS_PER_SESSION * sessions, 0.0)
 
 
 def slow_stages(taken_us: Sequence[float], claimed_us: Sequence[float]) -> list[int]:

@@ -79,7 +79,7 @@ class Session:
         held: HeldTokens = NOTHING,
         drafts: bool = False,
         model: ModelDrafter | None = None,
-        queued_rows: Callable[[], int] = lambda: 0,
+        rows_of_others: Callable[[int], float] = lambda _: 0.0,
         keeps_state: bool = False,
         record: DraftRecord | None = None,
         via: Path | None = None,
@@ -106,7 +106,7 @@ class Session:
         """Of the most recent prompt's tokens from the second on, where they were asked for."""
         self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
         """Called with where a prompt's rows begin, and those that the last stage sends of it."""
-        self._may_draft, self._model, self._queued_rows = drafts, model, queued_rows
+        self._may_draft, self._model, self._rows_of_others = drafts, model, rows_of_others
         self._window = PromptWindow()
         self._answers = 0  # begun so far
         self._reading: Sequence[int] = ()  # the prompt that is being read
@@ -270,7 +270,7 @@ class Session:
             read,
             drafter,
             self._model,
-            self._queued_rows,
+            self._rows_of_others,
         )
 
     async def _prefill(
@@ -438,7 +438,7 @@ class Requester:
                     held=held,
                     drafts=self._drafts,
                     model=model,
-                    queued_rows=repair.queued_rows if repair else lambda: 0,
+                    rows_of_others=repair.rows_of_others if repair else lambda _: 0.0,
                     keeps_state=self._keeps_state,
                     record=self.draft_record,
                     via=self._transport.via,

@@ -101,6 +101,26 @@ def test_what_drafts_bring_over_long_links(round_trip_ms: float, times: float) -
     assert numbers["drafts_dropped"] < 3 * numbers["tokens"]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("agreement", "least"), [(0.3, 0.95), (0.7, 1.2)])
+def test_what_drafts_bring_where_many_ask(agreement: float, least: float) -> None:
+    """Six answers at once nearly fill the stages: then rows in vain would delay everybody's."""
+    scenario = chain(agreement, 40.0, row_ms=5.0)
+    asked = evolve(
+        scenario.requests,
+        requesters=6,
+        per_minute=0.0,
+        burst=6,
+        burst_at_s=(0.0, 70.0, 140.0),
+        answer=fixed(150),
+    )
+    scenario = evolve(scenario, requests=asked, duration_s=260.0)
+    told = beside_drafts(
+        summary(run_scenario(scenario)), summary(run_scenario(without_drafts(scenario)))
+    )
+    assert told["drafts_times"] >= least
+
+
 @pytest.mark.parametrize("agreement", [0.0, 0.3, 1.0])
 async def test_a_draft_model_agrees_as_often_as_it_is_told(
     agreement: float, autojump_clock: object

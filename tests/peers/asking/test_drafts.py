@@ -141,11 +141,12 @@ async def test_nothing_is_drafted_while_stages_are_busy(
     async with swarm(drafts=True) as made:
         looks: list[int] = []
 
-        def queued_rows() -> int:
+        def rows_of_others(own: int) -> float:
             looks.append(len(session.tokens))
-            return len(PROMPT) + 9 * busy
+            assert own >= len(PROMPT)
+            return 9.0 * busy
 
-        repair = Repair(lambda *_: [], lambda _: None, queued_rows=queued_rows)
+        repair = Repair(lambda *_: [], lambda _: None, rows_of_others=rows_of_others)
         opening = made.requester.open(made.route, session_id(), CONTEXT, repair)
         async with opening as session:
             assert await answer(session, PROMPT, LENGTH) == oracle.answer

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.layer_range import LayerRange
 from peers.asking.experience import Experiences, stage_times
-from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements
+from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements, rows_of_others
 from scheduler.routing import Asking, RouteHop
 from tests.support.swarm import MODEL, PEERS, peer
 
@@ -96,12 +96,33 @@ async def test_a_route_is_as_busy_as_its_busiest_stage(
     await trio.lowlevel.checkpoint()
     others = [evolve(offer("other", 11, 21), queued_rows=stranger)]
     made = replacements(others, (), 0)
-    assert made.repair().queued_rows() == 0
+    assert made.repair().rows_of_others(1) == 0
     made.route[1] = RouteHop(offer("late", 11, 21), 21)
     others.append(evolve(offer("late", 11, 21), queued_rows=queued_rows))
     made = replacements(others, (), 0)
     made.route[1] = RouteHop(offer("late", 11, 21), 21)
-    assert made.repair().queued_rows() == queued_rows
+    assert made.repair().rows_of_others(1) == max(0, queued_rows - 1)
+
+
+@pytest.mark.parametrize(
+    ("most", "free", "queued_rows", "own", "rows"),
+    [
+        (0, 0, 0, 1, 0),
+        (8, 8, 0, 1, 0),
+        (8, 7, 0, 1, 0),
+        (8, 3, 0, 1, 2),
+        (8, 3, 9, 1, 8),
+        (8, 3, 9, 9, 2),
+    ],
+)
+def test_sessions_of_others_count_where_no_rows_are_told(
+    most: int, free: int, queued_rows: int, own: int, rows: float
+) -> None:
+    """Two of them as one row; one's own is none of them."""
+    told = evolve(
+        offer("late", 11, 21), sessions_max=most, sessions_free=free, queued_rows=queued_rows
+    )
+    assert rows_of_others(told, own) == rows
 
 
 @pytest.mark.parametrize(("numerics", "found"), [("0", "alike"), ("2", "fast")])
