@@ -618,9 +618,8 @@ class Vocabulary:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of a text; with ``special``, control tokens in it count as such."""
         raw = text.encode()
-        room = (
-            3 * len(raw) + 8
-        )  # a token for each byte; some write a space in three, or add a prefix
+        # A token for each byte; some vocabularies write a space in three, or add a prefix.
+        room = 3 * len(raw) + 8
         found = (ctypes.c_int32 * room)()
         count = api.llama_tokenize(self._vocab, raw, len(raw), found, room, False, special)
         if count < 0:
