@@ -115,21 +115,14 @@ async def wan_bench(
         for name in texts:
             prompt = await client.ends.tokenize(TEXTS[name], special=True)
             for sampler in samplers:
-                turns = []
-                for number in range(-1, runs):  # the first one warms up, and is not counted
-                    sampling = SAMPLERS[sampler]
-                    wanted = tokens if number >= 0 else min(tokens, WARM_UP_TOKENS)
-                    turn = {
-                        side: await _answer(session, prompt, sampling, wanted)
-                        for side, session in sessions.items()
-                    }
-                    if any(run.tokens != turn[PLAIN].tokens for run in turn.values()):
-                        raise P2pinferError(f"{name}, {sampler}: other tokens with drafts")
-                    same += len(turn) - 1
-                    if number >= 0:
-                        turns.append(turn)
+                sampling = SAMPLERS[sampler]
+                wanted = [min(tokens, WARM_UP_TOKENS), *[tokens] * runs]
+                turns = [await _turn(sessions, prompt, sampling, each) for each in wanted]
+                if any(run.tokens != turn[PLAIN].tokens for turn in turns for run in turn.values()):
+                    raise P2pinferError(f"{name}, {sampler}: other tokens with drafts")
+                same += (len(sides) - 1) * len(turns)
                 found[f"{name} {sampler}"] = {
-                    side: _report(turns, side) for side in sides if side != PLAIN
+                    side: _report(turns[1:], side) for side in sides if side != PLAIN
                 }
     return {
         "peers": peers,
@@ -138,6 +131,15 @@ async def wan_bench(
         "tokens": tokens,
         "same_tokens": f"{same} of {same}",
         "texts": found,
+    }
+
+
+async def _turn(
+    sessions: Mapping[str, Session], prompt: list[int], sampling: Sampling, tokens: int
+) -> dict[str, _Run]:
+    """Let each side answer the same prompt."""
+    return {
+        side: await _answer(session, prompt, sampling, tokens) for side, session in sessions.items()
     }
 
 
