@@ -155,7 +155,7 @@ class CircuitWatch:
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         while True:
-            due = trio.current_time() + LISTEN_S
+            due = trio.current_time() + (LISTEN_S if self._called else LOOK_S)
             await trio.sleep_until(due)
             if trio.current_time() - due > STALL_S:
                 continue  # it was this machine that slept

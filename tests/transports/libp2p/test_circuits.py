@@ -288,7 +288,8 @@ async def test_relayed_peers_are_no_neighbours_of_gossip() -> None:
         address = await hide(hidden, relay)
         async with hidden.join_topic("t", drop) as one, caller.join_topic("t", drop) as other:
             await caller.open(hidden.peer_id, "echo", [address])
-            await wait_all_tasks_blocked(0.3)
+            for _ in range(6):  # a watch over circuits looks every 0.1 s
+                await wait_all_tasks_blocked(0.05)
             assert (one.neighbours, other.neighbours) == (0, 0)
 
 
