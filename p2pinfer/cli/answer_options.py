@@ -227,11 +227,12 @@ class AnswerFlags:
         check_named(self.draft_model)
         if "" in self.stop:
             raise UserError("--stop '' would end every answer before it begins: omit it")
-        if self.certificate and not os.access(self.certificate.absolute().parent, os.W_OK):
+        if self.certificate:
             folder = self.certificate.absolute().parent
-            raise UserError(
-                f"--certificate {self.certificate}: {folder} is no folder that you may write to"
-            )
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise UserError(
+                    f"--certificate {self.certificate}: {folder} is no folder that you may write to"
+                )
         try:
             said = {name: getattr(self, name) for name in _SAMPLED}
             drawn = {"seed": secrets.randbelow(SEEDS)}

@@ -45,8 +45,8 @@ def test_a_new_seed_is_drawn_each_time() -> None:
         (AnswerFlags(max_tokens=0), "--max-tokens"),
         (AnswerFlags(stop=("",)), "--stop ''"),
         (
-            AnswerFlags(certificate=Path("/nonexistent/x")),
-            "--certificate .*: /nonexistent is no folder",
+            AnswerFlags(certificate=Path("/dev/null/x")),
+            "--certificate .*: /dev/null is no folder",
         ),
     ],
 )
