@@ -28,6 +28,7 @@ import trio
 from p2pinfer.bench.bare_hops import open_bare_chain
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import CONTEXT_MIN
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Ends
@@ -105,7 +106,7 @@ async def decode_bench(
     Raises:
         P2pinferError: the swarm's tokens differ from those of llama.cpp alone.
     """
-    machine = Machine(sessions=max(1, sessions), context=max(prompts) + tokens)
+    machine = Machine(sessions=max(1, sessions), context=max(CONTEXT_MIN, max(prompts) + tokens))
     async with AsyncExitStack() as stack:
         store = open_store()
         opened = open_whole(name_model(str(model), store, lambda *_: None), store)

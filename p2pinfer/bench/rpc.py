@@ -27,6 +27,7 @@ from p2pinfer.bench.decode import (
     settings_used,
 )
 from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.core.limits import CONTEXT_MIN
 from p2pinfer.engine.llama.libraries import FOLDER_VARIABLE, check_version, library
 from p2pinfer.node.local_swarm import share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
@@ -81,7 +82,7 @@ async def rpc_bench(
     Raises:
         P2pinferError: the swarm's tokens differ from those of llama.cpp alone, or a server failed.
     """
-    machine = Machine(sessions=1, context=prompt + tokens)
+    machine = Machine(sessions=1, context=max(CONTEXT_MIN, prompt + tokens))
     async with AsyncExitStack() as stack:
         store = open_store()
         opened = open_whole(name_model(str(model), store, lambda *_: None), store)

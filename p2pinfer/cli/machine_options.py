@@ -9,6 +9,7 @@ from p2pinfer.cli.options import USE, option
 from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.limits import (
     CONTEXT_DEFAULT,
+    CONTEXT_MIN,
     LONG_CONTEXT_DEFAULT,
     ROWS_PER_DECODE_MAX,
     SESSIONS_DEFAULT,
@@ -19,9 +20,6 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
-
-CONTEXT_MIN = 64
-"""A question of a few words in a chat's frame, and a short answer."""
 
 _LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
 _CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."

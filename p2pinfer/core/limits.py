@@ -30,6 +30,9 @@ gateway starts for itself take all of its sessions."""
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB per position and layer, 240 MiB a stage."""
 
+CONTEXT_MIN = 64
+"""A question of a few words in a chat's frame, and a short answer."""
+
 LONG_CONTEXT_DEFAULT = 32_768
 """Positions of the longest session where memory and the model allow: what agents ask for at first.
 Such a session's cells are made when it is opened, so that they cost nothing before."""
