@@ -85,4 +85,4 @@ def test_a_second_laptop_needs_no_argument(internet: Internet, tmp_path: Path) -
                 assert len(said(looker, places[2])) == 2
             with started(neighbour, places[3], "peers", "--json") as stranger:
                 assert stranger.wait() == 3
-            assert "no peer was found" in (places[3] / "log").read_text()
+            assert "no peer answers on the local network" in (places[3] / "log").read_text()
