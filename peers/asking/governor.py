@@ -82,6 +82,8 @@ class DraftRecord:
         self._right = _Mean(RIGHT_ASSUMED * ASSUMED_DRAFTS, ASSUMED_DRAFTS)
         self._lately = RIGHT_ASSUMED
         self._kept = self._tokens = 0.0
+        self.rested = 0
+        """Tokens since a draft was right or wrong."""
         self.next_pause = PAUSE_TOKENS_MIN
         """Tokens to pause for at the next wrong draft, if hardly any is right."""
         self.since_plain = PLAIN_EVERY_TOKENS
@@ -102,6 +104,7 @@ class DraftRecord:
 
     def judge(self, *, is_right: bool) -> None:
         """Note whether a draft was what the sampler drew."""
+        self.rested = 0
         self._right.add(is_right, RIGHT_FADE)
         self._lately = LATELY_FADE * self._lately + (1 - LATELY_FADE) * is_right
 
@@ -131,8 +134,10 @@ class Governor:
         """How many drafts may be under way at once."""
         right = max(self._record.right, OF_USE_MIN)  # after a pause one is tried
         of_use = OF_USE_MIN * (1 + self.waiting)
-        if self._pause or right < of_use:
+        if self._pause:
             return 0
+        if right < of_use:  # others' sessions stay open: else wrong drafts would end all, for ever
+            return 1 if self._record.rested >= PAUSE_TOKENS_MAX else 0
         most = min(DRAFTS_MAX, self._room)
         if right**most >= of_use:
             return most
@@ -173,6 +178,7 @@ class Governor:
         if plain.count >= PLAIN_TOKENS / 2:
             seconds = min(seconds, HICCUP_TIMES * plain.value)
         if not drafting:
+            record.rested += 1
             plain.add(seconds)
             return
         self._drafting.add(seconds)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from peers.asking.drafts import DRAFTS_MAX
 from peers.asking.governor import (
     OF_USE_MIN,
+    PAUSE_TOKENS_MAX,
     PLAIN_EVERY_TOKENS,
     PLAIN_TOKENS,
     SHARE_TOKENS,
@@ -174,3 +175,13 @@ def test_the_share_of_drafted_tokens_follows_the_last_answers() -> None:
     assert record.share == pytest.approx(0.7, abs=0.01)
     record.add(0, 6 * SHARE_TOKENS)
     assert record.share < 0.01
+
+
+@pytest.mark.parametrize("waiting", [0.0, 1.0, 2.5])
+def test_drafts_are_tried_again_beside_others(waiting: float) -> None:
+    """Once wrong is not always wrong, however many sessions stay open at the stages."""
+    record = DraftRecord()
+    go_on(begun(record), 0.0, 400)
+    governor = Governor(record)
+    governor.waiting = waiting
+    assert go_on(governor, 1.0, 3 * PAUSE_TOKENS_MAX) > 100
