@@ -48,13 +48,17 @@ def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
     """
     if named:
         return tuple(named)
-    running = trio.run(ask_all)
-    here = [_here(said) for said in running if is_peer_of(said, network)]
-    others = {said["network"]: None for said in running if is_peer_of(said, said.get("network"))}
-    if others and not here:
+    here = peers_here(network)
+    if not here and (others := _networks_here()):
         names = ", ".join(f"--network {name}" for name in others)
         note(f"the peers on this machine are not of the network {network}; to reach them: {names}")
     return tuple(_from_here(each) for each in here if each.addresses)
+
+
+def _networks_here() -> list[str]:
+    """Return of which networks peers run on this machine."""
+    running = trio.run(ask_all)
+    return sorted({said["network"] for said in running if is_peer_of(said, said.get("network"))})
 
 
 def _from_here(here: Here) -> str:
