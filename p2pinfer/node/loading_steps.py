@@ -1,6 +1,6 @@
 """Texts for the steps before a node serves or answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from p2pinfer.engine.cores import engine_cores, label
@@ -17,11 +17,16 @@ def ignore(_: str) -> None:
 
 def loading(what: str, paths: tuple[Path, ...], threads: int | None, gpu: Gpu | None = None) -> str:
     """Return the text for loading slices, or for probing them, the first time on a machine."""
-    named = label(threads or len(engine_cores()), is_most=threads is None)
-    named += gpu.suffix if gpu else ""
-    if all(path.with_name(f"{path.name}.probe-{named}.json").exists() for path in paths):
+    if are_probed(paths, threads, gpu):
         return f"loading {what} …"
     return f"probing {what} for settings that are fast and exact (once on this machine) …"
+
+
+def are_probed(paths: Iterable[Path], threads: int | None, gpu: Gpu | None) -> bool:
+    """Whether slices have been probed on this machine, for as many threads and this GPU."""
+    named = label(threads or len(engine_cores()), is_most=threads is None)
+    named += gpu.suffix if gpu else ""
+    return all(path.with_name(f"{path.name}.probe-{named}.json").exists() for path in paths)
 
 
 def loading_ends(

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,14 +15,22 @@ import trio
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import CONTEXT_MIN
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.gpu import AUTO, OFF, Gpu
 from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.loading_steps import Step, ignore
-from p2pinfer.node.requester import Machine, check_keep, check_memory, check_weights
+from p2pinfer.node.loading_steps import Step, are_probed, ignore
+from p2pinfer.node.requester import (
+    Machine,
+    check_keep,
+    check_memory,
+    check_weights,
+    open_own_ends,
+)
+from peers.parts.protocol import in_thread
 
 READY_S_MAX = 300.0
 """The first start makes slices and probes them, which takes long on a slow machine."""
@@ -84,7 +92,8 @@ async def local_swarm(
 ) -> AsyncIterator[list[LocalPeer]]:
     """Start peers on loopback that share a model's layers; end them all with the block.
 
-    They also leave if this process ends in any way, since their standard input closes.
+    They also leave if this process ends in any way, since their standard input closes. Meanwhile
+    the ends of who will ask them are probed, unless they have been.
 
     Args:
         model: the model whose layers they serve.
@@ -137,6 +146,7 @@ async def local_swarm(
                     async with trio.open_nursery() as starting:
                         for index, layers in enumerate(ranges):
                             starting.start_soon(start, index, layers)
+                        starting.start_soon(_probe_ends, model, ranges[0].first, machine)
                 if waiting.cancelled_caught:
                     raise _late(steps.values())
                 yield [found[index] for index in range(len(ranges))]
@@ -148,6 +158,17 @@ def _late(steps: Iterable[str]) -> P2pinferError:
     """Return what is said of peers that do not serve in time."""
     why = next(iter(steps), "some have not said why")
     return P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {why}")
+
+
+async def _probe_ends(model: PartsModel, keep: int, machine: Machine) -> None:
+    """Have this machine's own ends probed; what is wrong shows again when they are opened."""
+    if are_probed(model.end_paths(keep), machine.threads, machine.gpu):
+        return
+    with suppress(P2pinferError):
+        first, last = await in_thread(model.ends, keep)
+        few = replace(machine, sessions=1, context=CONTEXT_MIN, long_context=0, long_sessions=0)
+        async with open_own_ends(model, first, last, few):
+            pass
 
 
 def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -> list[str]:

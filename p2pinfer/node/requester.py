@@ -391,9 +391,10 @@ def _check_held(options: ClientOptions, store: Store) -> None:
             check_memory(model, 2 * options.keep, options.machine)
 
 
-def _open_ends(
+def open_own_ends(
     model: PartsModel, first: Path, last: Path, machine: Machine
 ) -> AbstractAsyncContextManager[LocalEnds]:
+    """Run both ends of a model, which lie in files, with so much of this machine."""
     return open_ends(
         first,
         last,
@@ -421,7 +422,7 @@ def _open_draft_model(
     check_memory(small, small.info.layers, options.machine)
     half = small.info.layers // 2
     machine = for_ends(options.machine, small, half, half)
-    return _open_ends(small, *small.halves(), machine)
+    return open_own_ends(small, *small.halves(), machine)
 
 
 @asynccontextmanager
@@ -480,7 +481,7 @@ async def open_client(
             )
         step(loading_ends(own, first, last, options.machine.threads, options.machine.gpu))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
+            open_own_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, *spoken_for)

@@ -20,7 +20,7 @@ _COUNTS = ("block_count", DRAFTING_BLOCKS_KEY, DENSE_LEAD_KEY)
 """Metadata about how many layers there are, and not what they are."""
 
 
-PROBED_BYTES_MIN = 64 << 20
+PROBED_BYTES_MIN = 32 << 20
 """Where kernels disagree, they do so for some numbers only. In layers of real widths a hundred rows
 show it; small ones, of which two or three may happen to agree, cost nothing to probe whole."""
 

@@ -35,7 +35,7 @@ from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Settings, build_fingerprint
 from p2pinfer.engine.llama.core_shares import in_turn
 
-_VERSION = 6
+_VERSION = 7
 
 
 @dataclass(frozen=True)
