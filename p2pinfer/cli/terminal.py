@@ -23,8 +23,11 @@ from peers.parts.progress import Progress
 notes = Console(stderr=True, highlight=False)
 """Everything that is not the answer goes to standard error."""
 
-QUIET_S_MAX = 2.5
-"""The longest silence when there is no spinner."""
+QUIET_S = 2.5
+"""The silence before a step is named, when there is no spinner. Each that follows is twice as long."""
+
+QUIET_S_MAX = 40.0
+"""The longest of them."""
 
 BAR_CHARS = 24
 
@@ -139,7 +142,7 @@ class Spinner:
         self._at_once = at_once
         self._text, self._is_new = text, False
         self._since = self._said_at = time.monotonic()
-        self._waiting = ""
+        self._waiting, self._quiet_s = "", QUIET_S
         self._is_fetching = self._is_done = False
         if self._status:
             self._status.start()
@@ -148,7 +151,12 @@ class Spinner:
 
     def step(self, text: str) -> None:
         """Show the step that begins now."""
-        if self._is_done or text == self._text:
+        if text != self._text:
+            self._quiet_s = QUIET_S
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        if self._is_done:
             return
         self._text, self._since, self._is_new = text, time.monotonic(), True
         if self._status:
@@ -157,13 +165,14 @@ class Spinner:
             self._say_step()
 
     async def remind(self) -> None:
-        """Print a line whenever it was silent for long without a spinner; runs beside the work."""
+        """Print lines where it would be silent for long without a spinner; runs beside the work."""
         while not (self._is_done or self._status or self._at_once):
-            left_s = self._said_at + QUIET_S_MAX - time.monotonic()
+            left_s = self._said_at + self._quiet_s - time.monotonic()
             if left_s > 0:
-                await trio.sleep(left_s)
+                await trio.sleep(min(left_s, QUIET_S))  # the next step is named sooner
             else:
                 self._say_step()
+                self._quiet_s = min(QUIET_S_MAX, 2 * self._quiet_s)
 
     def _say_step(self) -> None:
         now = time.monotonic()
@@ -183,7 +192,7 @@ class Spinner:
         if not self._is_fetching:
             self._is_fetching = True
             say(fetching_text(transfer))
-        self.step(transfer_text(transfer))
+        self._show(transfer_text(transfer))
 
     def __call__(self) -> None:
         """Stop showing anything; may be called again."""

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from p2pinfer.cli import terminal
 from p2pinfer.cli.starting import disk_bytes
-from p2pinfer.cli.terminal import QUIET_S_MAX, Spinner, doing
+from p2pinfer.cli.terminal import QUIET_S, QUIET_S_MAX, Spinner, doing
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.node.loading_steps import loading
@@ -81,10 +81,14 @@ async def test_a_long_step_is_named_with_its_duration(
         done.step("quick …")
         await trio.sleep(1)
         done.step("slow …")
-        await trio.sleep(2 * QUIET_S_MAX)
+        await trio.sleep(2 * QUIET_S)
+        done.step("slower …")
+        await trio.sleep(16 * QUIET_S - 0.1)
         done()
         await trio.sleep(10 * QUIET_S_MAX)
-    assert shown.getvalue().splitlines() == ["Starting …", "slow …", "slow … (4 s)"]
+    lines = shown.getvalue().splitlines()
+    assert lines[:3] == ["Starting …", "slow …", "slower …"]
+    assert lines[3:] == [f"slower … ({each} s)" for each in (6, 16, 36)]
 
 
 async def test_a_starting_peers_log_lines_are_relayed(
