@@ -24,7 +24,7 @@ notes = Console(stderr=True, highlight=False)
 """Everything that is not the answer goes to standard error."""
 
 QUIET_S = 2.5
-"""The silence before a step is named, when there is no spinner. Each that follows is twice as long."""
+"""The silence before a step is named, when there is no spinner; each that follows is longer."""
 
 QUIET_S_MAX = 40.0
 """The longest of them."""
