@@ -1,79 +1,112 @@
-"""A chain of processes that only hand a row on: what is left of a boundary without our code.
+"""A chain of processes that run a model's slices and hand rows on: a swarm without our code around.
 
 One process stands for each peer, one for each engine, and this one for the requester, on the same
 kinds of sockets as a local swarm's: TCP between peers, socket pairs to engines. Each waits in
-``recv`` and does nothing else, but that an engine reads as much memory as its slice's weights take
-before it answers, so that all run with cold caches, as they do beside llama.cpp. What is left no
-program can save that keeps a peer and its engine in two processes.
+``recv``. An engine runs its slice in llama.cpp as a peer's does, and answers with the row; all else
+only pass it on: there is no message around it, no encryption, and nothing is checked or kept. What
+this chain takes no program can save that keeps a peer and its engine in two processes.
 """
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.core.python_process import python_command, python_environment
-
-READ_BYTES_MAX = 256 << 20
-"""Of memory that one engine reads: more than processors' caches hold."""
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
 
 RECEIVE_BYTES = 1 << 16
 
 TIME_BYTES = 8
-"""At the start of each message: the nanoseconds that all engines together have read for."""
+"""At the start of each message: the nanoseconds that all engines together have computed for."""
 
 END_S_MAX = 5.0
 """For a process to end after its socket has closed."""
 
 
+@dataclass(frozen=True)
+class BareRun:
+    """What a run of tokens took round the chain."""
+
+    seconds: float
+    engine_s: float
+    """Of them, what the engines computed."""
+
+
+@dataclass(frozen=True)
+class BareChain:
+    """The slices of a chain, and what is asked of it."""
+
+    ends: tuple[Path, Path]
+    """The requester's first and last layers."""
+    stages: Sequence[Path]
+    settings: Settings
+    prompt: int
+    """Positions before the first token; what is in their cells makes no difference to the time."""
+    tokens: int
+    """In each run."""
+    width: int
+
+
 @contextmanager
-def open_bare_chain(weights: Sequence[int], size: int) -> Iterator[Callable[[int], float]]:
-    """Run the chain while the block lasts; yields what sends messages round it.
-
-    That is told how many, and returns the seconds that all hops took, without the engines' reads.
-
-    Args:
-        weights: bytes that each engine reads: the requester's own, then each peer's.
-        size: bytes of a message, at least ``TIME_BYTES``.
-    """
+def open_bare_chain(chain: BareChain) -> Iterator[Callable[[], BareRun]]:
+    """Run the chain while the block lasts; yields what sends a run of tokens round it."""
+    size = TIME_BYTES + 4 * chain.width
+    asked = {
+        "settings": asdict(chain.settings),
+        "prompt": chain.prompt,
+        "tokens": chain.tokens,
+    }
     with ExitStack() as stack:
 
-        def start(role: str, sockets: Sequence[socket.socket], read_bytes: int = 0) -> None:
+        def start(sockets: Sequence[socket.socket], *slices: Path) -> None:
             files = [each.fileno() for each in sockets]
-            words = [str(each) for each in (size, read_bytes, *files)]
-            command = python_command("p2pinfer.bench.bare_hops", role, *words)
-            process = subprocess.Popen(command, pass_fds=files, env=python_environment())
+            paths = [str(each) for each in slices]
+            words = json.dumps({"size": size, "files": files, "paths": paths, **asked})
+            command = python_command("p2pinfer.bench.bare_hops", words)
+            process = subprocess.Popen(
+                command, pass_fds=files, env=python_environment(), stderr=subprocess.DEVNULL
+            )
             stack.callback(process.wait, END_S_MAX)
             for each in sockets:
                 each.close()
 
-        engine, its_end = socket.socketpair()
-        start("engine", [its_end], weights[0])
+        def start_engine(*slices: Path) -> socket.socket:
+            engine, its_end = socket.socketpair()
+            start([its_end], *slices)
+            _whole(engine, 1)  # it is loaded
+            return engine
+
+        engine = start_engine(*reversed(chain.ends))
         first, link = _tcp()
-        for read_bytes in weights[1:]:
-            peers_end, its_end = socket.socketpair()
+        for path in chain.stages:
             behind, next_link = _tcp()
-            start("engine", [its_end], read_bytes)
-            start("peer", [link, peers_end, behind])
+            start([link, start_engine(path), behind])
             link = next_link
         for each in (engine, first, link):  # closed first: then the others end one by one
             stack.enter_context(each)
 
-        def seconds(messages: int) -> float:
+        def run() -> BareRun:
             message = bytes(size)
             started = time.perf_counter()
-            for _ in range(messages):
+            for _ in range(chain.tokens):
                 engine.sendall(message)
                 first.sendall(_whole(engine, size))
                 message = _whole(link, size)
             took = time.perf_counter() - started
-            return took - int.from_bytes(message[:TIME_BYTES], "little") / 1e9
+            return BareRun(took, int.from_bytes(message[:TIME_BYTES], "little") / 1e9)
 
-        yield seconds
+        yield run
 
 
 def _tcp() -> tuple[socket.socket, socket.socket]:
@@ -91,29 +124,69 @@ def _whole(sock: socket.socket, size: int) -> bytes:
     while len(data) < size:
         more = sock.recv(RECEIVE_BYTES)
         if not more:
-            raise EOFError("a process of the bare chain has ended")
+            raise P2pinferError("a process of the bare chain has ended")
         data += more
     return data
 
 
+class _Engine:
+    """What one process runs: a stage's slice, or the requester's last layers and then its first."""
+
+    def __init__(self, paths: Sequence[str], settings: Settings, prompt: int, tokens: int) -> None:
+        self._tokens, self._done = tokens, 0
+        self._parts = [
+            Slice(
+                Path(path),
+                logits=len(paths) > 1 and path == paths[0],
+                settings=settings,
+                sessions=1,
+                context=prompt + tokens,
+            )
+            for path in paths
+        ]
+        # A state only begins again, and costs the same wherever it is.
+        self._start = 0 if self._parts[0].keeps_state else prompt
+        for part in self._parts:
+            takes_tokens = len(paths) > 1 and part is not self._parts[0]
+            shape, kind = ((), np.int32) if takes_tokens else ((part.width,), np.float32)
+            for at in range(0, self._start, BLOCK_ROWS):
+                rows = np.zeros((min(BLOCK_ROWS, self._start - at), *shape), kind)
+                part.decode([Span(0, at, rows, outputs=False)])
+
+    def answer(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the row behind a stage, or the row that the token begins with which is drawn."""
+        position = self._start + self._done % self._tokens
+        self._done += 1
+        found = row.reshape(1, -1)
+        for part in self._parts:
+            (found,) = part.decode([Span(0, position, found)])
+            if found.shape[-1] != row.size:  # the vocabulary's
+                found = np.array([found.argmax()], np.int32)
+        return found
+
+
 def main() -> None:
     """Be one process of the chain, until its neighbour ends."""
-    role, (size, read_bytes, *files) = sys.argv[1], map(int, sys.argv[2:])
-    before, *others = [socket.socket(fileno=each) for each in files]
-    memory = np.ones(min(read_bytes, READ_BYTES_MAX) // 8, np.uint64)
+    asked = json.loads(sys.argv[1])
+    size, paths = asked["size"], asked["paths"]
+    before, *others = [socket.socket(fileno=each) for each in asked["files"]]
     try:
-        while role == "engine":
+        if paths:
+            settings = Settings(**asked["settings"])
+            engine = _Engine(paths, settings, asked["prompt"], asked["tokens"])
+            before.sendall(b"\0")
+        while paths:
             message = _whole(before, size)
             started = time.perf_counter_ns()
-            memory.sum()
-            read_ns = int.from_bytes(message[:TIME_BYTES], "little")
-            read_ns += time.perf_counter_ns() - started
-            before.sendall(read_ns.to_bytes(TIME_BYTES, "little") + message[TIME_BYTES:])
-        engine, behind = others
+            row = engine.answer(np.frombuffer(message, np.float32, offset=TIME_BYTES))
+            ns = int.from_bytes(message[:TIME_BYTES], "little")
+            ns += time.perf_counter_ns() - started
+            before.sendall(ns.to_bytes(TIME_BYTES, "little") + row.tobytes())
+        engines, behind = others
         while True:
-            engine.sendall(_whole(before, size))
-            behind.sendall(_whole(engine, size))
-    except (EOFError, ConnectionError):
+            engines.sendall(_whole(before, size))
+            behind.sendall(_whole(engines, size))
+    except (P2pinferError, ConnectionError):
         pass
 
 

@@ -8,9 +8,8 @@ huge ones. Greedy, one engine thread per process. Tokens are compared first, wit
 alone with the swarm's rows per decode: different tokens are a failure, and no figure is given.
 Longer prompts are then read over libp2p and by llama.cpp, in turn.
 
-A fourth takes its turns among them: as many processes that only hand a row on (`bare_hops`). What
-their hops take is the floor of any chain of this shape here, printed with the ratio that a chain
-would have whose boundaries cost no more.
+A fourth takes its turns among them: as many processes with the same slices that do nothing but run
+them and hand rows on (`bare_hops`). Their ratio is the best that any chain of this shape has here.
 """
 
 import json
@@ -25,13 +24,14 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from p2pinfer.bench.bare_hops import open_bare_chain
+from p2pinfer.bench.bare_hops import BareChain, BareRun, open_bare_chain
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import CONTEXT_MIN
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Ends
+from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import local_swarm, share_layers
@@ -122,15 +122,20 @@ async def decode_bench(
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
         together: dict[str, list[float]] = {name: [] for name in ("alone", *TRANSPORTS)}
-        paths = opened.ends(1)[1], *(opened.stage(each.first, each.end) for each in ranges)
-        weights = [path.stat().st_size for path in paths]  # the first end reads one row of its own
-        width = clients["libp2p"][0].ends.width
-        bare = stack.enter_context(open_bare_chain(weights, 4 * width))
-        bare_s: list[float] = []
+        bare_chain = BareChain(
+            opened.ends(1),
+            [opened.stage(each.first, each.end) for each in ranges],
+            Settings(repack=repack, flash_attention=flash),
+            prompts[0],
+            tokens - 1,
+            clients["libp2p"][0].ends.width,
+        )
+        bare = stack.enter_context(open_bare_chain(bare_chain))
+        bare_runs: list[BareRun] = []
         due = (await alone(prompt, tokens, True)).tokens
         for number in range(-1, runs):  # the first one warms up, and is not counted
             turn = {"alone": await alone(prompt, tokens, False)}
-            bare_s.append(await trio.to_thread.run_sync(bare, tokens - 1))
+            bare_runs.append(await trio.to_thread.run_sync(bare))
             for name, (client, route) in clients.items():
                 turn[name] = await one_session(client, route, prompt, tokens)
                 _check(turn[name], due, name)
@@ -145,7 +150,7 @@ async def decode_bench(
                 for name, run in turn.items():
                     found[name].append(run)
         report = _report(found, peers, len(prompt))
-        report["floor"] = floor(found["alone"], bare_s[1:], peers)
+        report["floor"] = floor(found["alone"], bare_runs[1:], peers)
         report["prompts"] = {
             str(length): await _compare(alone, clients["libp2p"], text[:length], tokens, runs)
             for length in prompts
@@ -223,12 +228,15 @@ def _report(found: Mapping[str, Sequence[DecodeRun]], peers: int, prompt: int) -
     return report
 
 
-def floor(alone: Sequence[DecodeRun], hops_s: Sequence[float], peers: int) -> dict[str, float]:
-    """Return what bare hops cost in the same runs, and the best ratio that they leave a chain."""
-    pairs = list(zip(alone, hops_s, strict=True))
-    boundaries = [_per_token(run, seconds) / (peers + 1) for run, seconds in pairs]
-    ratios = [run.decode_s / (run.decode_s + seconds) for run, seconds in pairs]
-    return {"ms_per_boundary": median(boundaries), "decode_ratio": median(ratios)}
+def floor(alone: Sequence[DecodeRun], bare: Sequence[BareRun], peers: int) -> dict[str, float]:
+    """Return what the bare chain took in the same turns as llama.cpp alone."""
+    pairs = list(zip(alone, bare, strict=True))
+    hops = [_per_token(run, each.seconds - each.engine_s) / (peers + 1) for run, each in pairs]
+    return {
+        "decode_ratio": median([run.decode_s / each.seconds for run, each in pairs]),
+        "engine_ms_per_token": median([_per_token(run, each.engine_s) for run, each in pairs]),
+        "ms_per_boundary": median(hops),
+    }
 
 
 def _per_token(run: DecodeRun, seconds: float) -> float:

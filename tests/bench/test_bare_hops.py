@@ -1,31 +1,39 @@
-"""The floor of a boundary: processes that only hand a row on, and what their hops leave."""
+"""The floor of a chain: processes that only run their slices and hand rows on."""
 
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from p2pinfer.bench.bare_hops import TIME_BYTES, open_bare_chain
+from p2pinfer.bench.bare_hops import BareChain, BareRun, open_bare_chain
 from p2pinfer.bench.decode import DecodeRun, floor
+from p2pinfer.engine.llama.binding import Settings
+from tests.support.model_factory import write_model
+from tests.support.recipes import CASES
+from tests.support.whole import open_model
 
 
-def test_hops_are_counted_without_the_reads_between_them() -> None:
-    """Which take far longer here; the processes end with the block."""
-    with open_bare_chain([1 << 20, 64 << 20, 1 << 20], TIME_BYTES + 100) as seconds:
-        seconds(2)
-        started = time.perf_counter()
-        hops_s = seconds(10)
-        assert 0 < hops_s < time.perf_counter() - started
-
-
-def test_long_messages_come_whole() -> None:
-    """Longer than what is received at once."""
-    with open_bare_chain([1 << 10, 1 << 10], 200_000) as seconds:
-        assert seconds(3) > 0
+@pytest.mark.parametrize("name", ["smollm3", "gemma2", "qwen35"])
+def test_rows_go_round_all_slices_again_and_again(name: str, tmp_path: Path) -> None:
+    """Of a common model, of one whose rows are written in, and of one whose layers keep a state."""
+    path, (first, *_, end) = tmp_path / "model.gguf", CASES[name].bounds
+    write_model(CASES[name].recipe, path)
+    model, last = open_model(path, tmp_path), CASES[name].recipe.layers - end
+    stages = [model.stage(*each) for each in pairwise(CASES[name].bounds)]
+    ends = model.ends(first)[0], model.ends(last)[1]
+    chain = BareChain(ends, stages, Settings(), 70, 3, model.info.width)
+    with open_bare_chain(chain) as run:
+        for _ in range(2):
+            started = time.perf_counter()
+            found = run()
+            assert 0 < found.engine_s < found.seconds < time.perf_counter() - started
 
 
 def test_the_floor_is_of_runs_in_the_same_turn() -> None:
-    """Hops of 0.5 and 4 s beside 1 and 8 s alone, in two turns of which one is slow."""
+    """Chains of 1.5 and 12 s beside 1 and 8 s alone, in two turns of which one is slow."""
     alone = [DecodeRun([1, 2, 3], 0.0, each) for each in (1.0, 8.0)]
-    found = floor(alone, [0.5, 4.0], 1)
+    found = floor(alone, [BareRun(1.5, 1.0), BareRun(12.0, 11.0)], 1)
     assert found["decode_ratio"] == pytest.approx(2 / 3, abs=0.001)
-    assert found["ms_per_boundary"] == (125.0 + 1000.0) / 2
+    assert found["ms_per_boundary"] == (125.0 + 250.0) / 2
+    assert found["engine_ms_per_token"] == (500.0 + 5500.0) / 2
