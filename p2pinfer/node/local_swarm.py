@@ -92,16 +92,14 @@ async def local_swarm(
 ) -> AsyncIterator[list[LocalPeer]]:
     """Start peers on loopback that share a model's layers; end them all with the block.
 
-    They also leave if this process ends in any way, since their standard input closes. Meanwhile
-    the ends of who will ask them are probed, unless they have been.
+    They also leave if this process ends in any way, since their standard input closes.
 
     Args:
         model: the model whose layers they serve.
         ranges: as ``share_layers`` gives them.
         machine: how much of this machine each of them may use.
         transport: as for a peer.
-        homes: where every peer but the first keeps its own parts, which it fetches from the
-            others; if None, all of them use this process's store.
+        homes: where every peer but the first keeps parts, which it fetches; None: in one store.
         on_ready: called with each peer once it serves.
         on_step: called with the steps of peers that do not serve yet.
 
@@ -161,7 +159,7 @@ def _late(steps: Iterable[str]) -> P2pinferError:
 
 
 async def _probe_ends(model: PartsModel, keep: int, machine: Machine) -> None:
-    """Have this machine's own ends probed; what is wrong shows again when they are opened."""
+    """Have the ends probed of who will ask; what is wrong shows again when they are opened."""
     if are_probed(model.end_paths(keep), machine.threads, machine.gpu):
         return
     with suppress(P2pinferError):
