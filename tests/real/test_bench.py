@@ -110,8 +110,12 @@ def test_wan(home: Path) -> None:
     assert report["same_tokens"] == "16 of 16"
     texts = report["texts"]
     assert set(texts) == {f"{text} {how}" for text in asked[1:3] for how in asked[4:]}
-    assert texts["edit greedy"]["text"]["accepted"] > 0.3
-    assert texts["chat greedy"]["model"]["accepted"] > 0.8  # it drafts for itself
+    # None where a busy machine made links look short, and no draft went out.
+    accepted = {name: texts[f"{name} greedy"] for name in asked[1:3]}
+    by_text, by_model = accepted["edit"]["text"]["accepted"], accepted["chat"]["model"]["accepted"]
+    assert by_text is None or by_text > 0.3
+    assert by_model is None or by_model > 0.8  # it drafts for itself
+    assert any(side["accepted"] is not None for text in texts.values() for side in text.values())
     assert all(side["ratio"] > 0 for text in texts.values() for side in text.values())
 
 
