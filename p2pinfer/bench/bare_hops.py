@@ -3,8 +3,8 @@
 One process stands for each peer, one for each engine, and this one for the requester, on the same
 kinds of sockets as a local swarm's: TCP between peers, socket pairs to engines. Each waits in
 ``recv``. An engine runs its slice in llama.cpp as a peer's does, and answers with the row; all else
-only pass it on: there is no message around it, no encryption, and nothing is checked or kept. What
-this chain takes no program can save that keeps a peer and its engine in two processes.
+only pass it on: there is no message around it, no encryption, and nothing is checked or kept. So
+a program that keeps a peer and its engine in two processes can hardly be faster.
 """
 
 import json
@@ -24,6 +24,7 @@ from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
+from p2pinfer.engine.llama.process import HUGE_PAGES
 
 RECEIVE_BYTES = 1 << 16
 
@@ -74,8 +75,10 @@ def open_bare_chain(chain: BareChain) -> Iterator[Callable[[], BareRun]]:
             paths = [str(each) for each in slices]
             words = json.dumps({"size": size, "files": files, "paths": paths, **asked})
             command = python_command("p2pinfer.bench.bare_hops", words)
+            # As engines of peers are started.
+            environment = {"GLIBC_TUNABLES": HUGE_PAGES, **python_environment()}
             process = subprocess.Popen(
-                command, pass_fds=files, env=python_environment(), stderr=subprocess.DEVNULL
+                command, pass_fds=files, env=environment, stderr=subprocess.DEVNULL
             )
             stack.callback(process.wait, END_S_MAX)
             for each in sockets:

@@ -22,7 +22,7 @@ from p2pinfer.engine.gpu import AUTO, OFF, Gpu
 from p2pinfer.engine.llama import libraries
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.loading_steps import Step, are_probed, ignore
+from p2pinfer.node.loading_steps import Step, are_probed, ignore, loading_ends
 from p2pinfer.node.requester import (
     Machine,
     check_keep,
@@ -108,7 +108,7 @@ async def local_swarm(
     """
     found: dict[int, LocalPeer] = {}
     keep = min(1, ranges[0].first)
-    steps: dict[int, str] = {}  # of peers that do not serve yet
+    steps: dict[int, str] = {}  # of who is not ready yet
     seeded = trio.Event()  # set once the first peer, whose store is whole, serves
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
@@ -133,19 +133,19 @@ async def local_swarm(
                 with relayed(nursery, log, tell):
                     found[index] = await wait_ready(process, log)
                 steps.pop(index, None)
-                if len(found) < len(ranges):  # its step is over, but others are not ready
+                if steps or len(found) < len(ranges):  # its step is over, but others are not
                     on_step(next(iter(steps.values()), "waiting for the other peers …"))
                 if index == 0:
                     seeded.set()
                 on_ready(found[index])
 
             try:
-                with trio.move_on_after(READY_S_MAX) as waiting:
+                with trio.move_on_after(READY_S_MAX):
                     async with trio.open_nursery() as starting:
                         for index, layers in enumerate(ranges):
                             starting.start_soon(start, index, layers)
-                        starting.start_soon(_probe_ends, model, ranges[0].first, machine)
-                if waiting.cancelled_caught:
+                        starting.start_soon(_probe_ends, model, ranges[0].first, machine, steps)
+                if len(found) < len(ranges):
                     raise _late(steps.values())
                 yield [found[index] for index in range(len(ranges))]
             finally:
@@ -158,15 +158,19 @@ def _late(steps: Iterable[str]) -> P2pinferError:
     return P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {why}")
 
 
-async def _probe_ends(model: PartsModel, keep: int, machine: Machine) -> None:
+async def _probe_ends(
+    model: PartsModel, keep: int, machine: Machine, steps: dict[int, str]
+) -> None:
     """Have the ends probed of who will ask; what is wrong shows again when they are opened."""
     if are_probed(model.end_paths(keep), machine.threads, machine.gpu):
         return
-    with suppress(P2pinferError):
+    steps[-1] = loading_ends(model, keep, keep, machine.threads, machine.gpu)
+    with suppress(P2pinferError, OSError):
         first, last = await in_thread(model.ends, keep)
         few = replace(machine, sessions=1, context=CONTEXT_MIN, long_context=0, long_sessions=0)
         async with open_own_ends(model, first, last, few):
             pass
+    del steps[-1]
 
 
 def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -> list[str]:
