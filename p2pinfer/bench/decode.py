@@ -9,7 +9,7 @@ alone with the swarm's rows per decode: different tokens are a failure, and no f
 Longer prompts are then read over libp2p and by llama.cpp, in turn.
 
 A fourth takes its turns among them: as many processes with the same slices that do nothing but run
-them and hand rows on (`bare_hops`). Their ratio is about the best that a chain of this shape has here.
+them and hand rows on (`bare_hops`). Their ratio is about the best that a chain like this has here.
 """
 
 import json

@@ -146,7 +146,7 @@ async def local_swarm(
                             starting.start_soon(start, index, layers)
                         starting.start_soon(_probe_ends, model, ranges[0].first, machine, steps)
                 if len(found) < len(ranges):
-                    raise _late(steps.values())
+                    raise _late(steps[each] for each in steps if each in range(len(ranges)))
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
