@@ -59,7 +59,7 @@ class OpeningStage(Protocol):
 class VirtualCopy:
     """A ``CellsCopy`` of a virtual stage's session."""
 
-    values_type = "f16"
+    attention = "f16"
 
     def __init__(
         self,

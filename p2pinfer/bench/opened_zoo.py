@@ -140,7 +140,7 @@ class _InventedCells:
 
     def __init__(self, copy: CellsCopy, layers: int, *, late: bool) -> None:
         self._copy, self._last, self._is_inventing = copy, layers - 1, not late
-        self.values_type = copy.values_type
+        self.attention = copy.attention
         self.close = copy.close
 
     async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:

@@ -1,16 +1,19 @@
 """One row's attention over K and V as they are cached, in the order in which ggml adds them up.
 
 Read in ggml's ``ops.cpp``, ``vec.h`` and ``simd-mappings.h`` (the release that pyproject.toml
-pins). Of its three ways to compute attention on a CPU:
+pins). Of its four ways to compute attention on a CPU:
 
-    rows one by one, V in float16      running sums in float16, each addition rounded to it
-    rows one by one, V in bfloat16     sums in float32
-    tiles of 64 rows, V in float16     sums in float32, and queries are not rounded to float16
+    flash, rows one by one, V in float16     running sums in float16, each addition rounded to it
+    flash, rows one by one, V in bfloat16    sums in float32
+    flash, tiles of 64 rows, V in float16    sums in float32, and queries are not rounded to float16
+    plain, V in float16                      sums in float32, weights are rounded to float16
 
 float32 sums lie within 1e-6 of exact ones, which are taken here. Of float16 ones each rounding is
 followed, or the two sides would be 1e-3 apart at 50 positions and 7e-3 at 1,000. Which way a number
 is rounded depends on the last bit of its weight, and that on how the compiled kernel adds up
-products of K and queries: so there is one ``Kernel`` for each kind of x86 processor.
+products of K and queries: so there is one ``Kernel`` for each kind of x86 processor. Where weights
+are rounded, one of some hundred lies so close to halfway that it may go either way, and what comes
+of that is told.
 """
 
 from collections.abc import Iterator
@@ -31,6 +34,45 @@ CHUNK_POSITIONS: Final = 256
 _NATIVE_STEP: Final = 128
 """Numbers that the kernel with float16 arithmetic takes at a time; what is over is done as
 elsewhere."""
+
+
+WEIGHT_NOISE: Final = 5e-7
+"""How far a weight may be off in float32, relative to it: an exponential, a sum, a quotient."""
+
+SCORE_NOISE: Final = 1e-7
+"""The same for each unit of its key's and query's lengths, scaled: float32 adds the product up."""
+
+
+@frozen
+class Attention:
+    """How a stage keeps V, and computes attention with it; K is always in float16."""
+
+    values: str
+    """In which numbers V is kept."""
+    is_flash: bool
+
+    @property
+    def is_half_sum(self) -> bool:
+        """Whether rows one by one are added up in float16."""
+        return self.is_flash and self.values == "f16"
+
+
+ATTENTIONS: Final = {
+    "f16": Attention("f16", is_flash=True),
+    "bf16": Attention("bf16", is_flash=True),
+    "plain": Attention("f16", is_flash=False),
+}
+"""By the names that pledges have for them."""
+
+
+@frozen(eq=False)
+class Attended:
+    """What a row attends to."""
+
+    rows: Floats
+    """Layers by heads by numbers of a head."""
+    slack: Floats
+    """How far each of them may be off, since float32 leaves open how weights were rounded."""
 
 
 @frozen
@@ -67,9 +109,9 @@ def attend(
     scale: float,
     *,
     regime: Regime,
-    is_half: bool,
+    attention: Attention,
     kernel: Kernel = AVX512,
-) -> Floats:
+) -> Attended:
     """Return the attention of one row in each of several layers.
 
     Args:
@@ -78,26 +120,38 @@ def attend(
         values: in the same form.
         scale: of products of queries and keys.
         regime: of the row.
-        is_half: whether V is kept in float16, not in bfloat16.
+        attention: how it is computed.
         kernel: whose float16 sums to follow, where there are any.
-
-    Returns:
-        Layers by heads by numbers of a head.
     """
-    is_tiled = regime is Regime.BLOCK and is_half
+    is_tiled = regime is Regime.BLOCK and attention.is_half_sum
     asked = queries if is_tiled else queries.astype(np.float16).astype(np.float32)
     layers, heads, width = queries.shape
     groups = keys.shape[2]
     asked = asked.reshape(layers, groups, heads // groups, width)
-    if is_half and not is_tiled:
-        return _half_sums(asked, keys, values, scale, kernel).reshape(layers, heads, width)
+    if attention.is_half_sum and not is_tiled:
+        rows = _half_sums(asked, keys, values, scale, kernel).reshape(layers, heads, width)
+        return Attended(rows, np.zeros_like(rows))
     # layers, heads of K, positions, queries of each
     scores = np.einsum("lpgw,lghw->lgph", keys, asked, dtype=np.float64, optimize=True) * scale
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
+    slack = np.zeros(queries.shape, np.float32)
+    if not attention.is_flash:
+        lengths = np.linalg.norm(keys, axis=3).transpose(0, 2, 1)[..., None]
+        lengths = lengths * np.linalg.norm(asked, axis=3)[:, :, None] * scale
+        noise = WEIGHT_NOISE + SCORE_NOISE * lengths
+        low, high = (_to_half(weights * (1 + by)) for by in (-noise, noise))
+        slack = np.einsum("lgph,lpgw->lghw", high - low, np.abs(values), optimize=True)
+        slack = slack.reshape(queries.shape).astype(np.float32)
+        weights = _to_half(weights)
     found = np.einsum("lgph,lpgw->lghw", weights, values, optimize=True)
-    rows: Floats = found.reshape(layers, heads, width).astype(np.float32)
-    return rows
+    return Attended(found.reshape(queries.shape).astype(np.float32), slack)
+
+
+def _to_half(numbers: Doubles) -> Doubles:
+    """Round to float32, then to float16."""
+    rounded: Doubles = numbers.astype(np.float32).astype(np.float16).astype(np.float64)
+    return rounded
 
 
 def _half_sums(asked: Floats, keys: Floats, values: Floats, scale: float, kernel: Kernel) -> Floats:

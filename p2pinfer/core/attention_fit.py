@@ -11,7 +11,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.attention import KERNELS, Kernel, attend
+from p2pinfer.core.attention import ATTENTIONS, KERNELS, Attended, Kernel, attend
 from p2pinfer.core.layer_key import LayerShape
 from p2pinfer.core.opening import OpenedLayer, OpenedTrace, Pledge
 from p2pinfer.core.regimes import Regime
@@ -63,7 +63,7 @@ class OpenedHeads:
 
 def compute_attention(
     opening: OpenedTrace, heads: Mapping[int, OpenedHeads | None], shape: LayerShape
-) -> tuple[Kernel, dict[int, Floats]]:
+) -> tuple[Kernel, dict[int, Attended]]:
     """Compute the attention of all layers whose heads are known, and find by which kernel it was.
 
     The first of these layers shows the kernel.
@@ -82,15 +82,15 @@ def compute_attention(
 
 def _attend(
     query: Floats, keys: Floats, values: Floats, shape: LayerShape, pledge: Pledge, kernel: Kernel
-) -> Floats:
-    regime, is_half = Regime(pledge.regime), pledge.values == "f16"
+) -> Attended:
+    attention = ATTENTIONS[pledge.values]
     given = query[None], keys[None], values[None], shape.scale
-    row: Floats = attend(*given, regime=regime, is_half=is_half, kernel=kernel)[0]
-    return row
+    found = attend(*given, regime=Regime(pledge.regime), attention=attention, kernel=kernel)
+    return Attended(found.rows[0], found.slack[0])
 
 
 def _is_half_sum(pledge: Pledge) -> bool:
-    return pledge.values == "f16" and pledge.regime != Regime.BLOCK
+    return ATTENTIONS[pledge.values].is_half_sum and pledge.regime != Regime.BLOCK
 
 
 def _kernel_of(layer: OpenedLayer, heads: OpenedHeads, shape: LayerShape, pledge: Pledge) -> Kernel:
@@ -101,7 +101,7 @@ def _kernel_of(layer: OpenedLayer, heads: OpenedHeads, shape: LayerShape, pledge
     best, least = KERNELS[0], np.inf
     for kernel in KERNELS:
         true = _attend(query, heads.keys, heads.values, shape, pledge, kernel)
-        by_heads = _apart_by_heads(found.reshape(true.shape), true, may_flip=False)
+        by_heads = _apart_by_heads(found.reshape(true.rows.shape), true, may_flip=False)
         apart = float(np.median(by_heads))
         if apart < least:
             best, least = kernel, apart
@@ -113,7 +113,7 @@ def _kernel_of(layer: OpenedLayer, heads: OpenedHeads, shape: LayerShape, pledge
 def apart_after_ties(
     heads: OpenedHeads,
     found: Floats,
-    true: Floats,
+    true: Attended,
     shape: LayerShape,
     pledge: Pledge,
     kernel: Kernel,
@@ -126,7 +126,7 @@ def apart_after_ties(
     is_half = _is_half_sum(pledge)
     apart = _apart_by_heads(found, true, may_flip=is_half)
     worst = float(apart.max())
-    if pledge.regime == Regime.BLOCK and pledge.values == "f16":
+    if pledge.regime == Regime.BLOCK and ATTENTIONS[pledge.values].is_half_sum:
         return worst
     kernels = sorted(KERNELS, key=lambda each: each is not kernel) if is_half else KERNELS[:1]
     for head in np.flatnonzero(apart > _TIED_FROM):
@@ -137,9 +137,9 @@ def apart_after_ties(
         group = head // (shape.heads // shape.kv_heads)
         cells = heads.keys[:, group : group + 1], heads.values[:, group : group + 1]
         for each in kernels:
-            rows = _attend(choices, *cells, shape, pledge, each)
-            same = np.broadcast_to(found[head], rows.shape)
-            by_choices = _apart_by_heads(same, rows, may_flip=is_half)
+            tied = _attend(choices, *cells, shape, pledge, each)
+            same = np.broadcast_to(found[head], tied.rows.shape)
+            by_choices = _apart_by_heads(same, tied, may_flip=is_half)
             apart[head] = min(apart[head], by_choices.min())
             if apart[head] <= _TIED_FROM:
                 break
@@ -160,13 +160,14 @@ def _tied(query: Doubles, noise: Doubles) -> Floats:
     return choices.astype(np.float32)
 
 
-def _apart_by_heads(found: Floats, true: Floats, *, may_flip: bool) -> Doubles:
+def _apart_by_heads(found: Floats, attended: Attended, *, may_flip: bool) -> Doubles:
     """Return how far heads are apart, each relative to the true one; heads by their numbers.
 
     ``may_flip``: a few numbers of each may have been rounded the other way, and do not count.
     """
+    true = attended.rows
     sizes = np.linalg.norm(true.astype(np.float64), axis=1)
-    off = np.abs(found.astype(np.float64) - true)
+    off = np.maximum(np.abs(found.astype(np.float64) - true) - attended.slack, 0)
     if may_flip:
         most = np.argpartition(off, -FLIPPED_MAX, axis=1)[:, -FLIPPED_MAX:]
         largest = np.abs(true).max(axis=1, keepdims=True)

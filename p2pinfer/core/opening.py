@@ -21,6 +21,7 @@ from attrs import validators as v
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from p2pinfer.core.attention import ATTENTIONS
 from p2pinfer.core.checks import (
     LAYER,
     LAYERS_MAX,
@@ -105,8 +106,8 @@ class Pledge:
     position: int = field(validator=whole(0, POSITIONS_MAX - 1))
     regime: int = field(validator=whole(0, len(Regime) - 1))
     """In which the row ran, and runs again."""
-    values: str = field(validator=v.in_(("f16", "bf16")))
-    """How V rows are kept; K rows are always float16."""
+    values: str = field(validator=v.in_(tuple(ATTENTIONS)))
+    """How V rows are kept and attention is computed, by its name in ``ATTENTIONS``."""
     machine: str = field(validator=line(MACHINE_CHARS_MAX))
     """The kind of CPU, like ``x86_64``, as the stage says: how attention adds up depends on it."""
     trace: bytes = field(validator=_HASH, repr=shown_size)

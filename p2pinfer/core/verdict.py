@@ -12,7 +12,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.attention import Kernel
+from p2pinfer.core.attention import ATTENTIONS, Attended, Kernel
 from p2pinfer.core.attention_fit import (
     ATTENTION_MAX,
     PROVEN_ATTENTION_MAX,
@@ -166,7 +166,7 @@ def _steps(
     shape: LayerShape,
     key: LayerKey,
     heads: "OpenedHeads | None",
-    attention: Floats | None,
+    attention: Attended | None,
     kernel: Kernel,
 ) -> Iterator[_Found]:
     given, norm = layer.residual, key.vectors[ATTENTION_NORM]
@@ -180,12 +180,12 @@ def _steps(
     if layer.keys:
         apart = np.inf if heads is None else _past_rounding(heads.keys[-1], heads.key, "f16")
         yield CACHED_KEY, apart, ROUNDING_SLACK
-        kind = opening.pledge.values
+        kind = ATTENTIONS[opening.pledge.values].values
         apart = np.inf if heads is None else _past_rounding(heads.values[-1], heads.value, kind)
         yield CACHED_VALUE, apart, ROUNDING_SLACK
         apart, row = np.inf, layer.step(Traced.ATTENTION)
-        if heads is not None and attention is not None and row.size == attention.size:
-            row = row.reshape(attention.shape)
+        if heads is not None and attention is not None and row.size == attention.rows.size:
+            row = row.reshape(attention.rows.shape)
             apart = apart_after_ties(heads, row, attention, shape, opening.pledge, kernel)
         yield Traced.ATTENTION, apart, ATTENTION_MAX
     yield _product(layer, Traced.ATTENTION_OUT, key)
@@ -232,7 +232,8 @@ def _heads_of(
 ) -> OpenedHeads | None:
     """Return what attention takes; None if the layer shows no K and V, or they are misshapen."""
     keys = _cached_rows(layer.keys, pledge.position + 1, shape, "f16")
-    values = _cached_rows(layer.values, pledge.position + 1, shape, pledge.values)
+    kind = ATTENTIONS[pledge.values].values
+    values = _cached_rows(layer.values, pledge.position + 1, shape, kind)
     steps = (Traced.QUERY, Traced.KEY, Traced.VALUE)
     rows = [layer.step(each) for each in steps]
     width = shape.kv_heads * shape.head_width

@@ -54,8 +54,8 @@ class CellsCopy(Protocol):
     """A session's KV cells as they were at some time, to show what its layers computed."""
 
     @property
-    def values_type(self) -> str:
-        """In which numbers V is kept, ``f16`` or ``bf16``; K is in float16."""
+    def attention(self) -> str:
+        """How V is kept and attention is computed, by its name in ``core.attention``."""
         ...
 
     async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:

@@ -333,7 +333,7 @@ class Prover:
             shown.statement,
             position,
             int(regime),
-            shown.copy.values_type,
+            shown.copy.attention,
             self._machine,
             trace_root(leaves),
         ).body()

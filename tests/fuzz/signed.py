@@ -12,7 +12,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.attention import attend
+from p2pinfer.core.attention import ATTENTIONS, attend
 from p2pinfer.core.layer_key import ATTENTION_NORM, FFN_NORM, LayerKey, LayerShape
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, decode, encode
 from p2pinfer.core.projection import fold
@@ -147,9 +147,9 @@ def _step_by_step(
         np.stack(values)[None, :, None],
         SHAPE.scale,
         regime=Regime.NARROW,
-        is_half=True,
+        attention=ATTENTIONS["f16"],
     )
-    take(Traced.ATTENTION, attention.reshape(-1))
+    take(Traced.ATTENTION, attention.rows.reshape(-1))
     multiply(Traced.ATTENTION_OUT)
     middle = row + found[Traced.ATTENTION_OUT]
     take(Traced.FFN_NORM, _normed(middle, layer.norms[FFN_NORM]))

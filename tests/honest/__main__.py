@@ -29,7 +29,7 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.core.verdict import Verdict, judge_row
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.llama.binding import Settings, Slice, api
-from tests.support.openings import Floats, Known, Session, known
+from tests.support.openings import Floats, Known, Session, attention_of, known
 from tests.support.tiny_models import TINY, tiny_model
 from transports.identity import verify
 
@@ -107,7 +107,7 @@ class Found:
             "model": drawn.model,
             "regime": regime.name.lower(),
             "weights": "rearranged" if drawn.settings.repack else "as stored",
-            "values": "bf16" if drawn.settings.values_bf16 else "f16",
+            "attention": attention_of(drawn.settings),
             "threads": str(drawn.settings.threads),
             "wire": drawn.dtype,
             "shape": drawn.shape,
@@ -178,16 +178,18 @@ def draw(chance: np.random.Generator, number: int, *, threaded: bool = False) ->
     is_default = number % DEFAULT_EVERY == DEFAULT_EVERY - 1
     name = "default" if is_default else names[(number - number // DEFAULT_EVERY) % len(names)]
     positions = int(chance.choice(LENGTHS, p=OFTEN)) - int(chance.integers(24))
-    repack, bf16 = bool(chance.random() < 0.5), bool(chance.random() < 0.3)
-    bf16 = bf16 or (threaded and positions > SPLIT_FROM)
-    is_split = positions > SPLIT_FROM and not bf16
+    repack, attention = bool(chance.random() < 0.5), chance.random()
+    bf16, plain = bool(attention < 0.25), bool(attention > 0.6)
+    bf16 = bf16 or (threaded and positions > SPLIT_FROM and not plain)
+    is_split = positions > SPLIT_FROM and not (bf16 or plain)
     is_turn = threaded or number % THREADS_EVERY == THREADS_EVERY // 2
     threads = int(chance.choice(THREADS)) if is_turn and not is_split else 1
     alone = repack and "K" in name
     sessions = 1 if alone else int(chance.choice((1, 3)))
     dtype = "f16" if chance.random() < 0.2 else "f32"
     shape = "prompt, then rows" if chance.random() < 0.5 else "runs in turn"
-    return Drawn(name, Settings(threads, repack, bf16), positions, dtype, sessions, shape, alone)
+    settings = Settings(threads, repack, bf16, flash_attention=not plain)
+    return Drawn(name, settings, positions, dtype, sessions, shape, alone)
 
 
 def _rows(chance: np.random.Generator, drawn: Drawn, model: Known, count: int) -> Floats:

@@ -14,6 +14,7 @@ from p2pinfer.core.opening import OpenedTrace
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import Verdict, judge_row
 from tests.honest import __main__ as honest
+from tests.support.openings import attention_of
 
 
 def measured(rows: int, seed: int, folder: Path, *, threaded: bool = False) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def test_several_threads_can_be_asked_for() -> None:
     assert {each.settings.threads for each in drawn} == set(honest.THREADS)
     assert len({each.model for each in drawn}) == 16
     assert len({each.shape for each in drawn}) == 2
-    assert all(each.settings.values_bf16 for each in drawn if each.positions > honest.SPLIT_FROM)
+    far = [each.settings for each in drawn if each.positions > honest.SPLIT_FROM]
+    assert {attention_of(each) for each in far} == {"bf16", "plain"}
 
 
 @pytest.mark.long

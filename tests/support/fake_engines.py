@@ -247,7 +247,7 @@ class _FakeCells:
 class _FakeCopy:
     """A copy of a session's layers; a row is traced behind any of its positions."""
 
-    values_type = "f16"
+    attention = "f16"
 
     def __init__(self, machine: FakeMachine, layers: list[FakeLayers], positions: int) -> None:
         self._machine = machine

@@ -33,7 +33,7 @@ from p2pinfer.engine.gguf.dequantise import dequantise
 from p2pinfer.engine.gguf.layer_keys import layer_key, layer_shape
 from p2pinfer.engine.gguf.model_header import EMBEDDING
 from p2pinfer.engine.gguf.reader import Tensor, read_header
-from p2pinfer.engine.llama.binding import Slice, Span
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from transports.identity import Identity
 
 STAGE, ASKER = Identity(b"s" * 32), Identity(b"a" * 32)
@@ -83,13 +83,30 @@ def cells_of(part: Slice, layers: int) -> list[tuple[bytes, bytes]]:
     at = 16
     for _ in range(count):
         at += 8 + 4 * struct.unpack_from("<iI", raw, at)[1]
-    _, all_layers = struct.unpack_from("<II", raw, at)
+    is_transposed, all_layers = struct.unpack_from("<II", raw, at)
     at, found = at + 8, []
-    for _ in range(2 * all_layers):
-        _, size = struct.unpack_from("<iQ", raw, at)
-        found.append(raw[at + 12 : at + 12 + size * count])
+    for number in range(2 * all_layers):
+        if by_columns := is_transposed and number >= all_layers:
+            _, size, width = struct.unpack_from("<iII", raw, at)
+            size *= width
+        else:
+            _, size = struct.unpack_from("<iQ", raw, at)
+        data = raw[at + 12 : at + 12 + size * count]
+        found.append(transposed(data, count) if by_columns else data)
         at += 12 + size * count
     return list(zip(found[:layers], found[all_layers : all_layers + layers], strict=True))
+
+
+def transposed(columns: bytes, count: int) -> bytes:
+    """Return rows of numbers of two bytes that lie there column by column."""
+    return np.frombuffer(columns, "<u2").reshape(-1, count).T.tobytes()
+
+
+def attention_of(settings: Settings) -> str:
+    """Return the name of what settings compute, in ``core.attention``."""
+    if not settings.flash_attention:
+        return "plain"
+    return "bf16" if settings.values_bf16 else "f16"
 
 
 @dataclass
@@ -155,7 +172,7 @@ class Session:
             regime=regime,
             dtype=self.dtype,
             model=self.model,
-            values="bf16" if self.part.settings.values_bf16 else "f16",
+            values=attention_of(self.part.settings),
             chains=None if computed else self._chains,
         )
 

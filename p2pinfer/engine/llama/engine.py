@@ -113,7 +113,7 @@ class _LocalCopy:
     def __init__(self, worker: Worker, layers: int, copies: list["_LocalCopy"]) -> None:
         self._worker, self._layers, self._copies = worker, layers, copies
         self._generation = worker.generation
-        self.values_type = ""
+        self.attention = ""
         self._positions_at_once = 0
         copies.append(self)
 
@@ -174,7 +174,7 @@ class _LocalStageSession:
             raise EngineBusy("another session's cells are copied just now")
         copy = _LocalCopy(self._slot.worker, self._layers, self._copies)
         try:
-            _, copy.values_type = await self._slot.ask("copy", positions)
+            _, copy.attention = await self._slot.ask("copy", positions)
         except BaseException:
             copy.close()
             raise

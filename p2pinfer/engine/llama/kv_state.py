@@ -1,11 +1,13 @@
 """A session's K and V rows, in the bytes that llama.cpp writes a session's state in.
 
-Read in its ``llama-kv-cache.cpp``, as 32-bit words, of a cache whose V is not transposed:
+Read in its ``llama-kv-cache.cpp``, as 32-bit words:
 
     magic, session, streams    each stream then begins with how many cells of the session it has
     position, 1, session       for each cell; cells are in the order of the stream's memory
-    0, layers
+    is V transposed, layers
     type, row bytes (2 words), rows    K of each layer, then V of each layer
+    type, number bytes, row length, columns    V instead, where it is transposed: without flash
+                                               attention
 """
 
 from typing import Final
@@ -50,23 +52,41 @@ class KvState:
         at += _CELL_WORDS * self.positions
         transposed, self.layers = (int(word) for word in words[at : at + 2])
         self._keys: list[Words] = []
-        self._values: list[Words] = []
-        self.values_type = ""
-        """In which numbers V is kept; K is in float16."""
+        self._values: list[NDArray[np.generic]] = []
+        self.attention = ""
+        """How V is kept and attention is computed, as ``core.attention.ATTENTIONS`` has it."""
         at += 2
-        if transposed or not self._is_known:
+        if transposed not in (0, 1) or not self._is_known:
             raise EngineError("llama.cpp keeps a session's cells in another way than is known here")
-        for found in (self._keys, self._values):
-            for _ in range(self.layers):
-                kind, row_words = int(words[at]), int(words[at + 1]) // 4
-                end = at + 3 + row_words * self.positions
-                self.values_type = _GGML_TYPES.get(kind, "")
-                if not self.values_type or words[at + 2] or end > len(words):
-                    raise EngineError(
-                        "llama.cpp keeps a session's cells in numbers of another type"
-                    )
-                found.append(words[at + 3 : end].reshape(self.positions, row_words))
-                at = end
+        for _ in range(self.layers):
+            found, at = self._take_rows(at)
+            self._keys.append(found)
+        for _ in range(self.layers):
+            values, at = self._take_columns(at) if transposed else self._take_rows(at)
+            self._values.append(values)
+
+    def _take_rows(self, at: int) -> tuple[Words, int]:
+        """Return a layer's rows that begin at a word, and where they end."""
+        kind, row_words, high = (
+            int(self.words[at]),
+            int(self.words[at + 1]) // 4,
+            self.words[at + 2],
+        )
+        end = at + 3 + row_words * self.positions
+        self.attention = _GGML_TYPES.get(kind, "")
+        if not self.attention or high or end > len(self.words):
+            raise EngineError("llama.cpp keeps a session's cells in numbers of another type")
+        return self.words[at + 3 : end].reshape(self.positions, row_words), end
+
+    def _take_columns(self, at: int) -> tuple[NDArray[np.uint16], int]:
+        """Return rows of float16 that lie there column by column, and where they end."""
+        kind, size, width = (int(word) for word in self.words[at : at + 3])
+        end = at + 3 + width * self.positions // 2
+        if _GGML_TYPES.get(kind) != "f16" or size != 2 or width % 2 or end > len(self.words):
+            raise EngineError("llama.cpp keeps a session's cells in numbers of another type")
+        self.attention = "plain"
+        numbers = self.words[at + 3 : end].view(np.uint16)
+        return numbers.reshape(width, self.positions).T, end
 
     def rows(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         """Return a layer's K and V rows at the positions ``first:end``, as the cache holds them.

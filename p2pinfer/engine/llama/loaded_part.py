@@ -161,7 +161,7 @@ class LoadedPart:
         )
 
     def copy(self, slot: int, positions: int, let_others: Callable[[], bool]) -> str:
-        """Keep a copy of a session's first positions; return in which numbers V is kept.
+        """Keep a copy of a session's first positions; return how attention is computed over it.
 
         Args:
             slot: of the session.
@@ -187,7 +187,7 @@ class LoadedPart:
             part.close()
             raise
         self._copy = _Copy(cells, part)
-        return cells.values_type
+        return cells.attention
 
     def _make_room(self, size: int, context: int) -> tuple[Words, Slice]:
         """Return memory for a copy, which is zero, and a context to run rows behind it.
@@ -302,8 +302,6 @@ def _why_closed(part: Slice, *, is_stage: bool) -> str:
         return "the ends of a model are its requester's own"
     if part.settings.device:
         return "a GPU computes steps together that would have to be shown one by one"
-    if not part.settings.flash_attention:
-        return "this machine computes attention in steps that cannot be proven, since that is fast"
     return (
         "" if part.can_move else "llama.cpp does not give out all cells of such a model's sessions"
     )

@@ -21,6 +21,7 @@ _DENSE: Final = {
     ("MUL_MAT", "Kcur"): Traced.KEY,
     ("MUL_MAT", "Vcur"): Traced.VALUE,
     ("RESHAPE", "kqv_out"): Traced.ATTENTION,
+    ("CONT", "kqv_out"): Traced.ATTENTION,  # without flash attention
     ("MUL", "ffn_norm"): Traced.FFN_NORM,
     ("MUL_MAT", "ffn_gate"): Traced.GATE,
     ("MUL_MAT", "ffn_up"): Traced.UP,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import trio
 
+from p2pinfer.core.attention import ATTENTIONS
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine, Superseded
@@ -312,7 +313,7 @@ class TestStageEngine:
             sent += await rows.run(cells, 48, 80, regime=Regime.BLOCK)
             sent += await rows.run(cells, *range(80, 85), regime=Regime.NARROW)
             copy = await cells.copy(82)
-            assert copy.values_type in ("f16", "bf16")
+            assert copy.attention in ATTENTIONS
             for at, regime in (
                 (81, Regime.NARROW),
                 (0, Regime.WIDE),

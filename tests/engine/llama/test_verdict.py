@@ -79,10 +79,12 @@ def mixed(session: Session, model: Known, count: int, seed: int) -> None:
         ("qwen3", "Q8_0", {"values_bf16": True}),
         ("qwen2", "Q4_K_M", {"repack": False}),
         ("llama", "Q6_K", {"repack": False}),
+        ("llama", "Q4_1", {"flash_attention": False}),
+        ("qwen3", "Q4_K_M", {"flash_attention": False, "repack": False, "threads": 2}),
     ],
 )
 def test_honest_rows_hold(
-    models: Models, name: str, quantisation: str, settings: dict[str, bool], regime: Regime
+    models: Models, name: str, quantisation: str, settings: dict[str, Any], regime: Regime
 ) -> None:
     """In every regime, past the first 256 cells, by the kernels of either build."""
     model = models(name, quantisation)
