@@ -1,6 +1,7 @@
 """How far an answer drafts ahead: a row goes out while it is likely enough to be of use.
 
-It is of use if its token and all before it are drawn as drafted. That chance must be a tenth, and
+It is of use if its token and all before it are drawn as drafted. That chance must be a tenth, or
+less where links are long, since a row of use saves a trip and one in vain costs a stage's time; and
 a tenth more for each row of others that waits at a stage of the route, or for two sessions that may
 have one there: where stages are idle, a row in vain takes nobody's time, and where they are not, it
 takes as many people's.
@@ -14,6 +15,12 @@ from peers.asking.drafts import DRAFTS_MAX
 OF_USE_MIN = 0.1
 """How likely the last of the drafts under way must be right, and all before it, where no others
 wait. A tenth: where 7 of 10 drafts are right, 2.7 rows are run for each token."""
+
+OF_USE_ROWS = 0.5
+"""The same times the rows that find room on the route, where these are more than five."""
+
+OF_USE_FAR_MIN = 0.04
+"""On the longest links. Rows for a token are fewer than four then, too."""
 
 RIGHT_ASSUMED = 0.5
 """Before any draft was right or wrong."""
@@ -133,7 +140,7 @@ class Governor:
     def depth(self) -> int:
         """How many drafts may be under way at once."""
         right = max(self._record.right, OF_USE_MIN)  # after a pause one is tried
-        of_use = OF_USE_MIN * (1 + self.waiting)
+        of_use = self._of_use + OF_USE_MIN * self.waiting
         if self._pause:
             return 0
         if right < of_use:  # others' sessions stay open: else wrong drafts would end all, for ever
@@ -142,6 +149,13 @@ class Governor:
         if right**most >= of_use:
             return most
         return max(1, int(math.log(of_use) / math.log(right)))
+
+    @property
+    def _of_use(self) -> float:
+        """How likely a draft must be of use where no others wait."""
+        if not self._trip.count:
+            return OF_USE_MIN
+        return min(OF_USE_MIN, max(OF_USE_FAR_MIN, OF_USE_ROWS / self._room))
 
     @property
     def _room(self) -> int:

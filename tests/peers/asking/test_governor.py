@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from peers.asking.drafts import DRAFTS_MAX
 from peers.asking.governor import (
+    OF_USE_FAR_MIN,
     OF_USE_MIN,
     PAUSE_TOKENS_MAX,
     PLAIN_EVERY_TOKENS,
@@ -82,6 +83,19 @@ def test_a_row_goes_out_if_one_in_ten_is_of_use(right: float, deep: int) -> None
     assert deep <= sorted(depths)[100] <= deep + 2
 
 
+@pytest.mark.parametrize(("trip_s", "deep"), [(0.1, 5), (0.15, 7), (0.28, 8), (9.0, 8)])
+def test_more_go_out_over_long_links(trip_s: float, deep: int) -> None:
+    """Where a row of use saves a longer trip, stages that take 20 ms run more of them in vain."""
+    governor = begun()
+    go_on(governor, 0.7, 2000)
+    for _ in range(200):
+        governor.went(trip_s, 0.02)
+    for _ in range(200):  # exactly seven in ten, of late as by and large
+        for is_right in (True, True, False, True, True, True, False, True, True, False):
+            (governor.kept if is_right else governor.dropped)()
+    assert governor.depth == deep
+
+
 def test_no_more_go_out_than_the_route_holds() -> None:
     """Others would wait in front of its slowest stage."""
     governor = begun()
@@ -146,11 +160,12 @@ def test_what_plain_tokens_take_is_measured_again() -> None:
     assert 3 * PLAIN_TOKENS <= plain <= 6 * PLAIN_TOKENS
 
 
-def test_one_row_in_ten_is_the_least() -> None:
-    """The bound on what is run in vain: with it the rows for a token are fewer than four."""
-    for right in (0.3, 0.5, 0.7, 0.9):
-        deep = 0
-        while right ** (deep + 1) >= OF_USE_MIN and deep < DRAFTS_MAX:
+@pytest.mark.parametrize("of_use", [OF_USE_MIN, OF_USE_FAR_MIN])
+def test_rows_in_vain_are_bounded(of_use: float) -> None:
+    """Rows for a token are fewer than four, over links of any length."""
+    for percent in range(1, 100):
+        right, deep = percent / 100, 0
+        while right ** (deep + 1) >= of_use and deep < DRAFTS_MAX:
             deep += 1
         assert 1 + (1 - right) * deep < 4
 
