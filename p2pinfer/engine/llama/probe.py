@@ -35,7 +35,7 @@ from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.binding import Settings, build_fingerprint
 from p2pinfer.engine.llama.core_shares import in_turn
 
-_VERSION = 7
+_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ FASTER_SHARE = 0.9
 """Of the time of settings that are preferred to them. Less of a gain is no reason to use more
 cores."""
 
-OTHER_CLASS_SHARE = 0.7
+OTHER_CLASS_SHARE = 0.85
 """The same for attention of another kind, which is another numerics class: like machines must not
-differ because a measurement did, and what runs without flash attention opens no rows."""
+differ because a measurement did."""
 
 Attempt = Callable[[Settings], Probe | Crash | None]
 """Tries settings as ``try_settings`` does, but in a process that may crash."""

@@ -17,17 +17,18 @@ from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.core_shares import in_turn
 
-FAR_POSITIONS = 1024
-"""Where it is measured: kernels of attention differ by how their time grows with positions."""
+FAR_POSITIONS = 3584
+"""Where it is measured, near the end of the usual context: kernels of attention differ by how their
+time grows with positions, and hardly at all near a session's start."""
 
 CONTEXT = FAR_POSITIONS + BLOCK_ROWS
 
 ROUNDS = 7
 """Of which the fastest counts."""
 
-PROMPT_ROWS_PER_ROW = 4
-"""An exchange reads some rows of prompt for each that it decodes singly, and more in tools' hands.
-Both count by their time."""
+PROMPT_ROWS_PER_ROW = 1
+"""A turn reads about as many rows of prompt as it decodes singly, since what a kept session holds is
+not read again. Both count by their time."""
 
 Load = Callable[[Settings, Slice | None], Slice]
 """Loads a slice, or another context of one, whose settings may differ in all but ``repack`` and the
