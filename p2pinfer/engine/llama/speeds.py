@@ -103,7 +103,8 @@ def measured_once(
         key: what the figures hold for.
         choices: the settings.
     """
-    asked = [key, [asdict(each) for each in choices]]
+    what = [FAR_POSITIONS, PROMPT_ROWS_PER_ROW]
+    asked = [key, what, [asdict(each) for each in choices]]
     with in_turn():
         for path in paths:
             with suppress(OSError, ValueError, KeyError, TypeError):

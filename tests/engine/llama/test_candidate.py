@@ -187,9 +187,14 @@ CANDIDATES = [
 
 @pytest.mark.parametrize("crashed", range(1, len(CANDIDATES)))
 async def test_a_stage_opens_although_other_settings_crash(
-    crashed: int, part: PartConfig, tmp_path: Path, crash_where: Callable[[str, str], None]
+    crashed: int,
+    part: PartConfig,
+    tmp_path: Path,
+    crash_where: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The node serves with the next settings, and the report names those ruled out."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what other engines of this machine found out
     path = tmp_path / "slice.gguf"
     os.link(part.path, path)
     doomed = CANDIDATES[:crashed]
@@ -203,5 +208,6 @@ async def test_a_stage_opens_although_other_settings_crash(
     ruled_out = [each["settings"] for each in report["ruled_out"]]
     assert [tuple(each[word] for word in words) for each in ruled_out] == doomed
     assert all("SIGSEGV" in each["why"] for each in report["ruled_out"])
-    used = report["probe"]["settings"]
-    assert tuple(used[word] for word in words) == CANDIDATES[crashed]
+    repack, bf16, _ = CANDIDATES[crashed]
+    used = tuple(report["probe"]["settings"][word] for word in words)
+    assert used in (CANDIDATES[crashed], (repack, bf16, False))  # which may be faster here
