@@ -1,7 +1,8 @@
 """How likely the model finds a prompt's tokens, told through three peers: what evaluations ask."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ def gateway(home: Path) -> Iterator[RunningGateway]:
 
 
 @pytest.fixture(scope="module")
-def whole(default_model: Path) -> Iterator[Slice]:
-    """Load the whole model, for llama.cpp alone."""
-    found = Slice(default_model, logits=True, settings=Settings(), sessions=1, context=1024)
-    with closing(found):
-        yield found
+def wholes(default_model: Path) -> Iterator[list[Slice]]:
+    """Load the whole model, for llama.cpp alone, with flash attention and without."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                closing(
+                    Slice(default_model, logits=True, settings=each, sessions=1, context=1024),
+                )
+            )
+            for each in (Settings(), Settings(flash_attention=False))
+        ]
 
 
 def scores_alone(whole: Slice, tokens: list[int], *, blocks: bool) -> NDArray[np.float64]:
@@ -58,9 +65,9 @@ def asked(gateway: RunningGateway, **more: Any) -> dict[str, Any]:
     return dict(reply.json())
 
 
-def test_scores_of_a_prompt_are_llama_cpps(gateway: RunningGateway, whole: Slice) -> None:
+def test_scores_of_a_prompt_are_llama_cpps(gateway: RunningGateway, wholes: list[Slice]) -> None:
     """For each token, and the likeliest in its place; as text and as tokens, read or read again."""
-    tokens = Vocabulary(whole.vocab).tokenize(TEXT, special=False)
+    tokens = Vocabulary(wholes[0].vocab).tokenize(TEXT, special=False)
     assert len(tokens) > 2 * BLOCK_ROWS
     for prompt in (TEXT, tokens, tokens[:100]):
         (choice,) = asked(gateway, prompt=prompt)["choices"]
@@ -74,7 +81,7 @@ def test_scores_of_a_prompt_are_llama_cpps(gateway: RunningGateway, whole: Slice
             for at in range(1, count)
         ]
         ways = []
-        for blocks in (True, False):  # as this machine computes them
+        for whole, blocks in product(wholes, (True, False)):  # as this machine computes them
             alone = scores_alone(whole, tokens[:count], blocks=blocks)
             ways.append(
                 [(alone[at, token], alone[at].max()) for at, token in enumerate(tokens[1:count])]

@@ -12,35 +12,35 @@ from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
 from peers.steps.messaging import RefusedError
 from tests.support.processes import SESSIONS, Peer, client_options, open_client
+from tests.support.references import ANSWER_TOKENS, Reference
 
 pytestmark = pytest.mark.real
 
 ANSWERS_S_MAX = 120.0
 
-Reference = list[tuple[list[int], list[int]]]
-
 
 @pytest.mark.parametrize("count", [4, 8])
 async def test_concurrent_sessions_get_the_same_as_alone(
-    default_model: Path, swarm: list[Peer], reference: Reference, count: int
+    default_model: Path, swarm: list[Peer], references: list[Reference], count: int
 ) -> None:
     """Prompts of all lengths, with prefills and decodes interleaved."""
-    chosen = reference[-count:]
+    chosen = [each[-count:] for each in references]
     found: dict[int, list[int]] = {}
     with trio.fail_after(ANSWERS_S_MAX):
         async with open_client(client_options(default_model, swarm[1])) as client:
             route = await client.find_route(lambda _: None)
 
             async def one(number: int) -> None:
-                prompt, expected = chosen[number]
+                prompt, _ = chosen[0][number]
                 async with client.open_session(route) as session:
-                    tokens = session.generate(prompt, Sampling(), len(expected))
+                    tokens = session.generate(prompt, Sampling(), ANSWER_TOKENS)
                     found[number] = [token.id async for token in tokens]
 
             async with trio.open_nursery() as nursery:
                 for number in range(count):
                     nursery.start_soon(one, number)
-    assert [found[number] for number in range(count)] == [tokens for _, tokens in chosen]
+    answers = [found[number] for number in range(count)]
+    assert answers in [[tokens for _, tokens in each] for each in chosen]
 
 
 async def test_next_turn_runs_only_new_positions(default_model: Path, swarm: list[Peer]) -> None:

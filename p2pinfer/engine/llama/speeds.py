@@ -27,7 +27,7 @@ ROUNDS = 7
 """Of which the fastest counts."""
 
 PROMPT_ROWS_PER_ROW = 1
-"""A turn reads about as many rows of prompt as it decodes singly, since what a kept session holds is
+"""A turn reads about as many rows of prompt as it decodes singly: what a kept session holds is
 not read again. Both count by their time."""
 
 Load = Callable[[Settings, Slice | None], Slice]
