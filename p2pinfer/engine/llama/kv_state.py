@@ -67,16 +67,12 @@ class KvState:
 
     def _take_rows(self, at: int) -> tuple[Words, int]:
         """Return a layer's rows that begin at a word, and where they end."""
-        kind, row_words, high = (
-            int(self.words[at]),
-            int(self.words[at + 1]) // 4,
-            self.words[at + 2],
-        )
-        end = at + 3 + row_words * self.positions
+        kind, size, size_above = (int(word) for word in self.words[at : at + 3])
+        end = at + 3 + size // 4 * self.positions
         self.attention = _GGML_TYPES.get(kind, "")
-        if not self.attention or high or end > len(self.words):
+        if not self.attention or size_above or end > len(self.words):
             raise EngineError("llama.cpp keeps a session's cells in numbers of another type")
-        return self.words[at + 3 : end].reshape(self.positions, row_words), end
+        return self.words[at + 3 : end].reshape(self.positions, size // 4), end
 
     def _take_columns(self, at: int) -> tuple[NDArray[np.uint16], int]:
         """Return rows of float16 that lie there column by column, and where they end."""
