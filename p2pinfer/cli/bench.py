@@ -16,6 +16,7 @@ from p2pinfer.cli.machine_options import SESSIONS_MAX
 from p2pinfer.cli.options import OPTIONS, AsJson, Model, Peers, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.cli.sizes import check_range
+from p2pinfer.core.errors import UserError
 
 DISCOVERY_PEERS_MAX = 100
 """Processes of 90 MB each."""
@@ -256,6 +257,13 @@ def wan(
     draft_model: Annotated[
         str | None, option("draft-model", "Also draft by this model, which has the same tokens.")
     ] = None,
+    draft_requantised: Annotated[
+        Literal["", "Q2_K", "Q3_K_M", "Q4_0"],
+        option(
+            "draft-requantised",
+            "Also draft by the model itself, quantised again: it says most tokens alike.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare answers with and without tokens sent ahead, over peers on distant hosts."""
@@ -267,6 +275,8 @@ def wan(
     check_range("mbit", mbit, 0.1, 10_000)
     check_range("tokens", tokens, 2)
     check_range("runs", runs, 1)
+    if draft_model and draft_requantised:
+        raise UserError("give one of --draft-model and --draft-requantised: one model drafts")
     link = SlowLink(rtt / 1000, mbit * 1e6 / 8)
     measure = partial(
         wan_bench,
@@ -278,6 +288,7 @@ def wan(
         texts=texts,
         samplers=samplers,
         small=model_path(draft_model) if draft_model else None,
+        requantised=draft_requantised,
     )
     run_task(lambda: print_report(measure, as_json=as_json))
 

@@ -115,6 +115,7 @@ class Ahead:
             self.count.kept += 1
             return
         self._governor.dropped()
+        self.count.wrong += 1
         self.count.dropped += len(self._sent)
         self._chain.forget()  # what comes back for them; the next row overwrites theirs
         self._sent.clear()

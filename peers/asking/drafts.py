@@ -89,5 +89,7 @@ class DraftCount:
 
     kept: int = 0
     """Tokens that the sampler drew as drafted."""
+    wrong: int = 0
+    """Drafts in whose place it drew another token."""
     dropped: int = 0
-    """Rows that the stages ran in vain."""
+    """Rows that the stages ran in vain: of these drafts, and of those behind them."""

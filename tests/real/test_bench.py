@@ -106,15 +106,15 @@ def test_wan(home: Path) -> None:
     """Tokens sent ahead change none of the real model's answers, and many are the right ones."""
     asked = ["--texts", "chat", "edit", "--samplers", "greedy", "t1.5-penalty"]
     how = ["--peers", "2", "--rtt", "40", "--tokens", "36", "--runs", "1"]  # where drafts pay
-    report = bench(home, "wan", *how, *asked, "--draft-model", "default")
+    report = bench(home, "wan", *how, *asked, "--draft-requantised", "Q3_K_M")
     assert report["same_tokens"] == "16 of 16"
     texts = report["texts"]
     assert set(texts) == {f"{text} {how}" for text in asked[1:3] for how in asked[4:]}
     # None where a busy machine made links look short, and no draft went out.
     accepted = {name: texts[f"{name} greedy"] for name in asked[1:3]}
-    by_text, by_model = accepted["edit"]["text"]["accepted"], accepted["chat"]["model"]["accepted"]
+    by_text, by_model = accepted["edit"]["text"]["accepted"], accepted["edit"]["model"]["right"]
     assert by_text is None or by_text > 0.3
-    assert by_model is None or by_model > 0.8  # it drafts for itself
+    assert by_model is None or by_model > 0.6
     assert any(side["accepted"] is not None for text in texts.values() for side in text.values())
     assert all(side["ratio"] > 0 for text in texts.values() for side in text.values())
 

@@ -42,6 +42,8 @@ async def test_drafts_change_no_answer(
         async with made.open() as session:
             assert await answer(session, PROMPT, LENGTH) == oracle.answer
             assert session.drafts.kept if right else session.drafts.dropped
+            assert (session.drafts.wrong > 0) is (right < 1.0)
+            assert session.drafts.wrong <= session.drafts.dropped
             assert not (right == 1.0 and session.drafts.dropped)
             assert session.evidence
             assert await session.evidence.settle(len(session.tokens)) is None
