@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,21 +108,18 @@ async def wan_bench(
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
     ranges = share_layers(model, peers, 1, machine)
-    found: dict[str, dict[str, Any]] = {}
-    same = 0
+    found, same = dict[str, dict[str, Any]](), 0
     async with AsyncExitStack() as stack:
         ways_in = await stack.enter_async_context(_far_swarm(model, ranges, machine, link))
         plain = ClientOptions(model.id, ways_in, NETWORK, machine=machine, audit_rate=0.0)
         sides = {PLAIN: plain, "text": replace(plain, drafts=True)}
-        draft_model = None
         if small:
-            draft_model = open_whole(name_model(str(small), store, lambda *_: None), store)
+            drafter = open_whole(name_model(str(small), store, lambda *_: None), store)
+            sides["model"] = replace(plain, drafts=True, draft_model=drafter)
         elif requantised:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
-            work = partial(_requantised, file, folder, REQUANTISED[requantised])
-            draft_model = await trio.to_thread.run_sync(work)
-        if draft_model:
-            sides["model"] = replace(plain, drafts=True, draft_model=draft_model)
+            drafter = await trio.to_thread.run_sync(_requantised, file, folder, requantised)
+            sides["model"] = replace(plain, drafts=True, draft_model=drafter)
         sessions: dict[str, Session] = {}
         for side, options in sides.items():
             client = await stack.enter_async_context(open_client(options, store, lambda _: None))
@@ -151,10 +147,10 @@ async def wan_bench(
     }
 
 
-def _requantised(file: Path, folder: Path, file_type: int) -> PartsModel:
+def _requantised(file: Path, folder: Path, quantisation: str) -> PartsModel:
     """Quantise a model again, in a folder with a store of its own; raises EngineError."""
     lower, store = folder / "lower.gguf", Store(folder / "store")
-    requantise(file, lower, file_type)
+    requantise(file, lower, REQUANTISED[quantisation])
     return open_parts(store, add_model(store, lower, lambda *_: None), folder)
 
 
