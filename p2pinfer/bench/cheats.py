@@ -2,8 +2,8 @@
 
 The peers, their receipts, the requester and the auditor are those of production, over the memory
 transport; engines are workers with the real model. Honest sessions give the rate of false alarms,
-also against an auditor with more threads, whose settings give other bits. Bounds are one-sided, of
-95 %, by Clopper and Pearson.
+also against an auditor of another numerics class, whose settings give other bits. Bounds are
+one-sided, of 95 %, by Clopper and Pearson.
 """
 
 import random
@@ -32,6 +32,7 @@ from p2pinfer.core.trust import AuditVerdict, Trust
 from p2pinfer.engine.base import EngineSession, StageEngine
 from p2pinfer.engine.llama.binding import requantise
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends, open_stage
+from p2pinfer.engine.llama.other_class import in_another_class
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
@@ -56,9 +57,6 @@ TOGETHER: Final = 3
 
 SESSIONS: Final = 2 * TOGETHER
 """Each stage serves this many sessions, and replays as many of other stages."""
-
-OTHER_THREADS: Final = 2
-"""With more than one, the probe chooses settings that give other bits."""
 
 CHEATER: Final = 1
 
@@ -229,10 +227,14 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
         lower_model = _lower(model, home)
         lies = ranges[CHEATER]
 
-        async def stage(of: PartsModel, layers: LayerRange, threads: int = 1) -> StageEngine:
+        async def stage(
+            of: PartsModel, layers: LayerRange, *, is_other: bool = False
+        ) -> StageEngine:
             path = of.stage(layers.first, layers.end)
+            if is_other:
+                path = await trio.to_thread.run_sync(in_another_class, path, home)
             return await stack.enter_async_context(
-                open_stage(path, layers.first, sessions=SESSIONS, context=CONTEXT, threads=threads)
+                open_stage(path, layers.first, sessions=SESSIONS, context=CONTEXT)
             )
 
         engines = [await stage(opened, each) for each in ranges]
@@ -241,7 +243,7 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
         elsewhere = engines[0] if same == ranges[0] else await stage(opened, same)
         auditors = {engine.first: engine for engine in engines}
         auditors[lies.first] = await stage(opened, lies)
-        other = await stage(opened, lies, threads=OTHER_THREADS)
+        other = await stage(opened, lies, is_other=True)
         ends = await stack.enter_async_context(
             open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
         )

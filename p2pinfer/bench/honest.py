@@ -1,12 +1,13 @@
 """Whether honest stages are ever blamed: many answers, with every stage of each audited.
 
-Each third of the layers is served by a peer with one thread and one with two, whose probes choose
-other settings, so that they usually belong to two numerics classes; a third engine only audits.
+Each third of the layers is served by two peers of two numerics classes, which compute attention in
+other ways; a third engine only audits.
 Each answer takes one peer or the other for each third, in sessions side by side, so that their rows
 share decodes; turns are long and short, continue and go back, so that chunks have all sizes.
 """
 
 import random
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from p2pinfer.core.trust import AuditVerdict, Trust
 from p2pinfer.engine.base import Ends, StageEngine
 from p2pinfer.engine.llama.engine import open_ends, open_stage
 from p2pinfer.engine.llama.measured_bounds import bounds_of
+from p2pinfer.engine.llama.other_class import in_another_class
 from p2pinfer.node.local_swarm import split_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from peers.asking.session import Requester, Session
@@ -37,8 +39,8 @@ from transports.identity import Identity
 from transports.memory.network import MemoryNetwork
 
 STAGES: Final = 3
-THREADS: Final = (1, 2, 1)
-"""Of each third's engines; the last one only audits."""
+ARE_OTHER: Final = (False, True, False)
+"""Which of each third's engines are of another numerics class; the last one only audits."""
 
 CONTEXT: Final = 512
 TOGETHER: Final = 3
@@ -106,6 +108,7 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
     layers = opened.info.layers
     chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers on no real network
     async with AsyncExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
         ends = await stack.enter_async_context(
             open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
         )
@@ -118,19 +121,16 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
         world = _World(requester, ends, bounds_of(store, opened.id), chance)
         for each in split_layers(1, layers - 1, STAGES):
             third = world.thirds[each.first] = _Third()
-            for number, threads in enumerate(THREADS):
+            for number, is_other in enumerate(ARE_OTHER):
+                path = opened.stage(each.first, each.end)
+                if is_other:
+                    path = await trio.to_thread.run_sync(in_another_class, path, home)
                 engine = await stack.enter_async_context(
-                    open_stage(
-                        opened.stage(each.first, each.end),
-                        each.first,
-                        sessions=SESSIONS,
-                        context=CONTEXT,
-                        threads=threads,
-                    )
+                    open_stage(path, each.first, sessions=SESSIONS, context=CONTEXT)
                 )
                 key = Identity(chance.randbytes(32))
                 third.engines[key.peer_id] = engine
-                if number + 1 < len(THREADS):
+                if number + 1 < len(ARE_OTHER):
                     peer = await stack.enter_async_context(network.join(key.peer_id))
                     signer = ReceiptSigner(peer, key.sign)
                     signer.listen()

@@ -361,7 +361,7 @@ def honest(
     seed: Annotated[int, option("seed", "Random seed for prompts, routes and keys.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Audit honest stages with other threads, batches, chunks and classes; count false alarms."""
+    """Audit honest stages with other batches, chunks and classes; count false alarms."""
     from p2pinfer.bench.honest import honest_bench
     from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import model_path

@@ -118,7 +118,7 @@ def probe(
         UnsupportedModel: no settings give the same bits for every chunking.
         EngineError: none can be run: llama.cpp crashes, or memory runs out.
     """
-    key = f"{_VERSION} {threads} {build_fingerprint()} {cpu_features()}"
+    key = _key(threads)
     if gpu:
         key += f" {gpu.fingerprint}{' alone' if gpu.is_named else ''}"
     if kept := _known(cache, key):
@@ -137,6 +137,16 @@ def probe(
         return search([cache, *alike])
     _keep(known.report | {"probe": asdict(found)}, [cache, *alike])
     return found
+
+
+def keep(found: Probe, threads: int, cache: Path) -> None:
+    """Keep what nobody searched for: a slice whose file it is opens with those settings."""
+    report = {"key": _key(threads), "probe": asdict(found), "ruled_out": [], "measured_s": []}
+    cache.write_text(json.dumps(report))
+
+
+def _key(threads: int) -> str:
+    return f"{_VERSION} {threads} {build_fingerprint()} {cpu_features()}"
 
 
 def _search(
