@@ -1,10 +1,9 @@
 """How far an answer drafts ahead: a row goes out while it is likely enough to be of use.
 
-It is of use if its token and all before it are drawn as drafted. That chance must be a tenth, or
-less where links are long, since a row of use saves a trip and one in vain costs a stage's time; and
+It is of use if its token and all before it are drawn as drafted. That chance must be a tenth, and
 a tenth more for each row of others that waits at a stage of the route, or for two sessions that may
 have one there: where stages are idle, a row in vain takes nobody's time, and where they are not, it
-takes as many people's.
+takes as many people's. Where none waits and links are long, less will do: one of use saves a trip.
 """
 
 import math
@@ -140,7 +139,7 @@ class Governor:
     def depth(self) -> int:
         """How many drafts may be under way at once."""
         right = max(self._record.right, OF_USE_MIN)  # after a pause one is tried
-        of_use = self._of_use + OF_USE_MIN * self.waiting
+        of_use = OF_USE_MIN * (1 + self.waiting) if self.waiting else self._of_use_alone
         if self._pause:
             return 0
         if right < of_use:  # others' sessions stay open: else wrong drafts would end all, for ever
@@ -151,7 +150,7 @@ class Governor:
         return max(1, int(math.log(of_use) / math.log(right)))
 
     @property
-    def _of_use(self) -> float:
+    def _of_use_alone(self) -> float:
         """How likely a draft must be of use where no others wait."""
         if not self._trip.count:
             return OF_USE_MIN

@@ -1,6 +1,7 @@
 """Drafting in the simulator: as often right as a scenario says, and worth what real drafts are."""
 
 from itertools import islice, pairwise
+from statistics import mean
 
 import pytest
 import trio
@@ -86,19 +87,25 @@ def test_what_drafts_bring(agreement: float, least: float, most: float) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("round_trip_ms", "times"), [(40.0, 2.2), (100.0, 2.4)])
+@pytest.mark.parametrize(("round_trip_ms", "times"), [(40.0, 2.2), (100.0, 2.45)])
 def test_what_drafts_bring_over_long_links(round_trip_ms: float, times: float) -> None:
-    """Seven in ten of them right, and stages that take 20 ms each; four rows a token at most."""
+    """Seven in ten of them right, and stages that take 20 ms each; four rows a token at most.
+
+    In the mean of some worlds: which of its tokens a draft model says alike is a matter of chance.
+    """
     scenario = chain(0.7, round_trip_ms, row_ms=5.0)
     one_by_one = tuple(60.0 * number for number in range(4))
     asked = evolve(
         scenario.requests, per_minute=0.0, burst=1, burst_at_s=one_by_one, answer=fixed(150)
     )
-    scenario = evolve(scenario, requests=asked, duration_s=240.0)
-    numbers = summary(run_scenario(scenario))
-    told = beside_drafts(numbers, summary(run_scenario(without_drafts(scenario))))
-    assert told["drafts_times"] >= times
-    assert numbers["drafts_dropped"] < 3 * numbers["tokens"]
+    found = []
+    for seed in range(1, 7):
+        world = evolve(scenario, requests=asked, duration_s=240.0, seed=seed)
+        numbers = summary(run_scenario(world))
+        told = beside_drafts(numbers, summary(run_scenario(without_drafts(world))))
+        found.append(told["drafts_times"])
+        assert numbers["drafts_dropped"] < 3 * numbers["tokens"]
+    assert mean(found) >= times
 
 
 @pytest.mark.long
@@ -114,11 +121,12 @@ def test_what_drafts_bring_where_many_ask(agreement: float, least: float) -> Non
         burst_at_s=(0.0, 70.0, 140.0),
         answer=fixed(150),
     )
-    scenario = evolve(scenario, requests=asked, duration_s=260.0)
-    told = beside_drafts(
-        summary(run_scenario(scenario)), summary(run_scenario(without_drafts(scenario)))
-    )
-    assert told["drafts_times"] >= least
+    found = []
+    for seed in range(1, 4):
+        world = evolve(scenario, requests=asked, duration_s=260.0, seed=seed)
+        plain = summary(run_scenario(without_drafts(world)))
+        found.append(beside_drafts(summary(run_scenario(world)), plain)["drafts_times"])
+    assert mean(found) >= least
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.3, 1.0])
