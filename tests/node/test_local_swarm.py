@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
+import trio
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.layer_range import LayerRange
@@ -63,3 +65,27 @@ async def test_peers_that_are_never_ready_are_named_in_a_sentence(
     with pytest.raises(P2pinferError, match="serve after 2 s: peer 1: waiting for parts"):
         async with local_swarm(opened, [LayerRange(1, 6)], machine=Machine()):
             pytest.fail("it cannot serve")
+
+
+async def test_ends_that_are_probed_for_long_keep_nobody_waiting(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers that serve are a swarm."""
+    ready = SimpleNamespace(addresses=("/ip4/127.0.0.1/tcp/1",))
+
+    async def is_ready(*_: object) -> SimpleNamespace:
+        return ready
+
+    async def probes_for_ever(*_: object) -> None:
+        await trio.sleep_forever()
+
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(module, "python_command", lambda *_: sleeps)
+    monkeypatch.setattr(module, "wait_ready", is_ready)
+    monkeypatch.setattr(module, "_probe_ends", probes_for_ever)
+    monkeypatch.setattr(module, "READY_S_MAX", 0.5)
+    monkeypatch.setattr(module, "LEAVE_S_MAX", 0.1)
+    store = Store(tmp_path / "store")
+    opened = open_whole(add_model(store, model, quiet).id, store)
+    async with local_swarm(opened, [LayerRange(1, 6)], machine=Machine()) as peers:
+        assert peers == [ready]

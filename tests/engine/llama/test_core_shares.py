@@ -10,6 +10,7 @@ import pytest
 
 from p2pinfer.core.python_process import python_environment
 from p2pinfer.engine.cores import thread_counts
+from p2pinfer.engine.llama import speeds
 from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.core_shares import (
     CALM_S,
@@ -207,3 +208,5 @@ def test_measurements_take_turns_and_are_kept(
     other = tmp_path / "other.json"
     assert measured_once(measure, [path, other], "b", choices) == [1.0, 1.0]
     assert measured_once(lambda _: [], [tmp_path / "none.json", other], "b", choices) == [1.0, 1.0]
+    monkeypatch.setattr(speeds, "FAR_POSITIONS", 1)  # as in another version
+    assert measured_once(lambda _: [], [other], "b", choices) == []

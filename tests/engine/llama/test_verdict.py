@@ -109,11 +109,11 @@ def test_rows_in_float16_hold(models: Models) -> None:
         assert judge(session.open(19), model).held
 
 
-@pytest.fixture(scope="module")
-def session(models: Models) -> Iterator[tuple[Session, Known]]:
+@pytest.fixture(scope="module", params=[True, False], ids=["flash", "plain"])
+def session(request: pytest.FixtureRequest, models: Models) -> Iterator[tuple[Session, Known]]:
     """Provide a session of 60 rows, the last of which are narrow."""
     model = models("qwen2", "Q4_1")
-    with closing(sliced(model.path)) as part:
+    with closing(sliced(model.path, flash_attention=request.param)) as part:
         session = Session(part, LAYERS)
         session.read(model.rows(48, 1), Regime.WIDE)
         session.read(model.rows(7, 2), Regime.NARROW)
@@ -150,6 +150,18 @@ def test_a_false_step_is_named(session: tuple[Session, Known], layer: int, step:
     assert str(layer) in fault.text()
 
 
+def test_attention_of_another_kind_is_false(
+    session: tuple[Session, Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stage says of its attention is what it is held to."""
+    opened, model = session
+    said = "plain" if opened.part.settings.flash_attention else "f16"
+    monkeypatch.setattr("tests.support.openings.attention_of", lambda _: said)
+    fault = judge(opened.open(54), model).fault
+    assert fault
+    assert fault.step == Traced.ATTENTION
+
+
 @pytest.mark.parametrize(("share", "is_provable"), [(2e-4, False), (2e-3, True)])
 def test_little_noise_in_attention_is_named_but_accuses_nobody(
     session: tuple[Session, Known], share: float, is_provable: bool
@@ -179,21 +191,21 @@ def _other_joint(computed: list[Computed]) -> None:
     computed[2] = (noisy(computed[2][0], 1e-6), *computed[2][1:])
 
 
-def _last_bit(rows: bytes, position: int, count: int) -> bytes:
-    size = len(rows) // count
-    words = np.frombuffer(rows, "<u2").copy()
-    words[position * size // 2 + 5] ^= 1
+def _one_bit(rows: bytes, position: int, count: int) -> bytes:
+    """Change a row's largest number by two units: by one it may lie near halfway, and be either."""
+    words = np.frombuffer(rows, "<u2").reshape(count, -1).copy()
+    words[position, np.abs(words[position].view("<f2")).argmax()] ^= 2
     return words.tobytes()
 
 
 def _other_key(computed: list[Computed]) -> None:
     given, steps, keys, values = computed[1]
-    computed[1] = given, steps, _last_bit(keys, 54, 55), values
+    computed[1] = given, steps, _one_bit(keys, 54, 55), values
 
 
 def _other_value(computed: list[Computed]) -> None:
     given, steps, keys, values = computed[1]
-    computed[1] = given, steps, keys, _last_bit(values, 54, 55)
+    computed[1] = given, steps, keys, _one_bit(values, 54, 55)
 
 
 def _other_past(computed: list[Computed]) -> None:
