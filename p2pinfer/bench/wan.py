@@ -85,7 +85,7 @@ async def wan_bench(
     texts: Sequence[str],
     samplers: Sequence[str],
     small: Path | None = None,
-    requantised: str = "",
+    requantised: str | None = None,
 ) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench wan`` prints; rates are medians over the runs.
 

@@ -258,12 +258,12 @@ def wan(
         str | None, option("draft-model", "Also draft by this model, which has the same tokens.")
     ] = None,
     draft_requantised: Annotated[
-        Literal["", "Q2_K", "Q3_K_M", "Q4_0"],
+        Literal["Q2_K", "Q3_K_M", "Q4_0"] | None,
         option(
             "draft-requantised",
             "Also draft by the model itself, quantised again: it says most tokens alike.",
         ),
-    ] = "",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare answers with and without tokens sent ahead, over peers on distant hosts."""
