@@ -79,11 +79,12 @@ class Rows:
 
     def put(self, position: int, count: int, rows: bytes, *, regime: Regime) -> None:
         """Put rows at consecutive positions, replacing all rows from ``position`` on."""
-        self.tree.truncate(position)
-        del self._regimes[position:]
+        if position < len(self._regimes):
+            self.tree.truncate(position)
+            del self._regimes[position:]
+            if self._kept is not None:
+                del self._kept[position:]
         self._regimes += [regime] * count
-        if self._kept is not None:
-            del self._kept[position:]
         size = len(rows) // count
         for start in range(0, len(rows), size):
             row = rows[start : start + size]
