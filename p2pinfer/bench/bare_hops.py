@@ -5,6 +5,9 @@ kinds of sockets as a local swarm's: TCP between peers, socket pairs to engines.
 ``recv``. An engine runs its slice in llama.cpp as a peer's does, and answers with the row; all else
 only pass it on: there is no message around it, no encryption, and nothing is checked or kept. So
 a program that keeps a peer and its engine in two processes can hardly be faster.
+
+Where asked, peers and the requester wait in trio instead, and encrypt between each other as libp2p
+does: what a program in Python that awaits and encrypts can hardly be faster than.
 """
 
 import json
@@ -15,9 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import trio
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import P2pinferError
@@ -30,6 +36,10 @@ RECEIVE_BYTES = 1 << 16
 
 TIME_BYTES = 8
 """At the start of each message: the nanoseconds that all engines together have computed for."""
+
+KEY_BYTES, TAG_BYTES = 32, 16
+_NONCE = bytes(12)
+"""Nothing here is secret: only what encrypting costs is wanted."""
 
 END_S_MAX = 5.0
 """For a process to end after its socket has closed."""
@@ -57,6 +67,8 @@ class BareChain:
     tokens: int
     """In each run."""
     width: int
+    encrypts: bool = False
+    """Peers and the requester wait in trio, and encrypt what passes between them."""
 
 
 @contextmanager
@@ -67,6 +79,7 @@ def open_bare_chain(chain: BareChain) -> Iterator[Callable[[], BareRun]]:
         "settings": asdict(chain.settings),
         "prompt": chain.prompt,
         "tokens": chain.tokens,
+        "encrypts": chain.encrypts,
     }
     with ExitStack() as stack:
 
@@ -109,7 +122,17 @@ def open_bare_chain(chain: BareChain) -> Iterator[Callable[[], BareRun]]:
             took = time.perf_counter() - started
             return BareRun(took, int.from_bytes(message[:TIME_BYTES], "little") / 1e9)
 
-        yield run
+        async def run_awaiting() -> BareRun:
+            node = _Awaiting(size, engine, behind=first, before=link)
+            message = bytes(size)
+            started = time.perf_counter()
+            for _ in range(chain.tokens):
+                await node.hand_on(message)
+                message = await node.take()
+            took = time.perf_counter() - started
+            return BareRun(took, int.from_bytes(message[:TIME_BYTES], "little") / 1e9)
+
+        yield partial(trio.run, run_awaiting) if chain.encrypts else run
 
 
 def _tcp() -> tuple[socket.socket, socket.socket]:
@@ -126,6 +149,43 @@ def _whole(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = sock.recv(RECEIVE_BYTES)
+        if not more:
+            raise P2pinferError("a process of the bare chain has ended")
+        data += more
+    return data
+
+
+class _Awaiting:
+    """The node of a peer, or of the requester, that waits in trio and encrypts for other nodes."""
+
+    def __init__(
+        self, size: int, engine: socket.socket, *, behind: socket.socket, before: socket.socket
+    ) -> None:
+        sockets = map(trio.socket.from_stdlib_socket, (engine, behind, before))
+        self._engine, self._behind, self._before = map(trio.SocketStream, sockets)
+        self._size, self._cipher = size, ChaCha20Poly1305(bytes(KEY_BYTES))
+
+    async def take(self) -> bytes:
+        """Receive a message from the node before this one."""
+        data = await _awaited(self._before, self._size + TAG_BYTES)
+        return self._cipher.decrypt(_NONCE, data, None)
+
+    async def hand_on(self, message: bytes) -> None:
+        """Have the engine compute, and send the node behind what it answers."""
+        await self._engine.send_all(message)
+        answer = await _awaited(self._engine, self._size)
+        await self._behind.send_all(self._cipher.encrypt(_NONCE, answer, None))
+
+    async def serve(self) -> None:
+        """Hand on all that comes."""
+        while True:
+            await self.hand_on(await self.take())
+
+
+async def _awaited(stream: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.receive_some(RECEIVE_BYTES)
         if not more:
             raise P2pinferError("a process of the bare chain has ended")
         data += more
@@ -186,10 +246,12 @@ def main() -> None:
             ns += time.perf_counter_ns() - started
             before.sendall(ns.to_bytes(TIME_BYTES, "little") + row.tobytes())
         engines, behind = others
+        if asked["encrypts"]:
+            trio.run(_Awaiting(size, engines, behind=behind, before=before).serve)
         while True:
             engines.sendall(_whole(before, size))
             behind.sendall(_whole(engines, size))
-    except (P2pinferError, ConnectionError):
+    except (P2pinferError, ConnectionError, trio.BrokenResourceError):
         pass
 
 

@@ -1,6 +1,7 @@
 """The floor of a chain: processes that only run their slices and hand rows on."""
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,11 +24,12 @@ def test_rows_go_round_all_slices_again_and_again(name: str, tmp_path: Path) -> 
     stages = [model.stage(*each) for each in pairwise(CASES[name].bounds)]
     ends = model.ends(first)[0], model.ends(last)[1]
     chain = BareChain(ends, stages, Settings(), 70, 3, model.info.width)
-    with open_bare_chain(chain) as run:
-        for _ in range(2):
-            started = time.perf_counter()
-            found = run()
-            assert 0 < found.engine_s < found.seconds < time.perf_counter() - started
+    for encrypts in (False, True):
+        with open_bare_chain(replace(chain, encrypts=encrypts)) as run:
+            for _ in range(2):
+                started = time.perf_counter()
+                found = run()
+                assert 0 < found.engine_s < found.seconds < time.perf_counter() - started
 
 
 def test_the_floor_is_of_runs_in_the_same_turn() -> None:

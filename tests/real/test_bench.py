@@ -21,7 +21,9 @@ def test_decode(home: Path, peers: int, sessions: int) -> None:
     report = bench(home, "decode", f"--peers={peers}", "--runs", "1", "--tokens", "16", *more)
     assert report["same_tokens"] is True
     assert set(report["prompts"]) == set(prompts)
-    assert all(each["prefill_ratio"] > 0 for each in report["prompts"].values())
+    for each in report["prompts"].values():
+        assert each["prefill_ratio"] > 0
+        assert each["same_settings_decode_ratio"] > 0
     assert (report["peers"], report["tokens"], report["runs"]) == (peers, 16, 1)
     assert report["alone"]["tokens_per_second"] > 0
     assert report["alone"]["ms_per_token"] > 0
@@ -31,8 +33,9 @@ def test_decode(home: Path, peers: int, sessions: int) -> None:
         assert {"engine_ms_per_token", "tokens_per_second", "time_to_first_token_ms"} <= set(
             figures
         )
-    assert set(report["floor"]) == {"ms_per_boundary", "decode_ratio", "engine_ms_per_token"}
-    assert report["floor"]["decode_ratio"] > 0
+    for each in (report["floor"], report["trio_floor"]):
+        assert set(each) == {"ms_per_boundary", "decode_ratio", "engine_ms_per_token"}
+        assert each["decode_ratio"] > 0
     if sessions > 1:
         assert report["sessions"] == sessions
         assert set(report["aggregate_ratio"]) == {"alone", "libp2p", "tcp"}
