@@ -16,7 +16,8 @@ where they wait in trio and encrypt, about the best that such a program has.
 import json
 import statistics
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ async def decode_bench(
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
         together: dict[str, list[float]] = {name: [] for name in ("alone", *TRANSPORTS)}
-        bare_chain = BareChain(
+        chain = BareChain(
             opened.ends(1),
             [opened.stage(each.first, each.end) for each in ranges],
             Settings(repack=repack, flash_attention=flash),
@@ -131,14 +132,12 @@ async def decode_bench(
             tokens - 1,
             clients["libp2p"][0].ends.width,
         )
-        floors = {"floor": bare_chain, "trio_floor": replace(bare_chain, encrypts=True)}
-        bare = {name: stack.enter_context(open_bare_chain(each)) for name, each in floors.items()}
-        bare_runs: dict[str, list[BareRun]] = {name: [] for name in floors}
+        bare, bare_runs = open_floors(chain, stack), defaultdict[str, list[BareRun]](list)
         due = (await alone(prompt, tokens, True)).tokens
         for number in range(-1, runs):  # the first one warms up, and is not counted
             turn = {"alone": await alone(prompt, tokens, False)}
-            for name, run_bare in bare.items():
-                bare_runs[name].append(await trio.to_thread.run_sync(run_bare))
+            for name, go_round in bare.items():
+                bare_runs[name].append(await trio.to_thread.run_sync(go_round))
             for name, (client, route) in clients.items():
                 turn[name] = await one_session(client, route, prompt, tokens)
                 _check(turn[name], due, name)
@@ -153,8 +152,7 @@ async def decode_bench(
                 for name, run in turn.items():
                     found[name].append(run)
         report = _report(found, peers, len(prompt))
-        for name, each in bare_runs.items():
-            report[name] = floor(found["alone"], each[1:], peers)
+        report |= {name: floor(found["alone"], each[1:], peers) for name, each in bare_runs.items()}
         report["prompts"] = {
             str(length): await _compare(alone, clients["libp2p"], text[:length], tokens, runs)
             for length in prompts
@@ -234,6 +232,12 @@ def _report(found: Mapping[str, Sequence[DecodeRun]], peers: int, prompt: int) -
             [_per_token(other, other.decode_s) for _, other in pairs]
         )
     return report
+
+
+def open_floors(chain: BareChain, stack: AsyncExitStack) -> dict[str, Callable[[], BareRun]]:
+    """Run both kinds of bare chains until the stack is closed."""
+    kinds = {"floor": chain, "trio_floor": replace(chain, encrypts=True)}
+    return {name: stack.enter_context(open_bare_chain(each)) for name, each in kinds.items()}
 
 
 def floor(alone: Sequence[DecodeRun], bare: Sequence[BareRun], peers: int) -> dict[str, float]:

@@ -38,8 +38,9 @@ def said_alone(model: Path) -> tuple[list[int], list[int]]:
             prompt = random.integers(3, wholes[0].vocabulary, PROMPT_TOKENS).tolist()
             said = zip(*(_answer(whole, prompt) for whole in wholes), strict=True)
             alike = takewhile(lambda each: len(set(each)) == 1 and not ends(each[0]), said)
-            longest = max(longest, (prompt, [token for token, *_ in alike]), key=lambda x: len(x[1]))
-            if len(longest[1]) == ANSWER_TOKENS:
+            answer = [token for token, *_ in alike]
+            longest = max(longest, (prompt, answer), key=lambda each: len(each[1]))
+            if len(answer) == ANSWER_TOKENS:
                 break
     assert len(longest[1]) >= ANSWER_TOKENS_MIN, "every answer is short, or hangs by a hair"
     return longest
