@@ -1,11 +1,12 @@
 """What llama.cpp alone says, to compare a swarm's answers with."""
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
+from p2pinfer.core.errors import BadModelFile
 from p2pinfer.engine.llama.binding import Settings, Slice, Span, Vocabulary
 
 PROMPT_TOKENS = 5
@@ -26,12 +27,11 @@ def said_alone(model: Path) -> tuple[list[int], list[int]]:
     kept = [Settings(), Settings(values_bf16=True), Settings(flash_attention=False)]
     longest: tuple[list[int], list[int]] = ([], [])
     with ExitStack() as stack:
-        wholes = [
-            stack.enter_context(
-                closing(Slice(model, logits=True, settings=each, sessions=1, context=64))
-            )
-            for each in kept
-        ]
+        wholes = []
+        for each in kept:
+            with suppress(BadModelFile):  # latent attention keeps K and V in one type
+                part = Slice(model, logits=True, settings=each, sessions=1, context=64)
+                wholes.append(stack.enter_context(closing(part)))
         ends = Vocabulary(wholes[0].vocab).is_end
         for seed in range(PROMPTS):
             random = np.random.default_rng(seed)

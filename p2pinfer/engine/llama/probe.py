@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pinfer._setup.wheel import cpu_features
-from p2pinfer.core.errors import EngineError, UnsupportedModel
+from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.engine.cores import label, thread_counts
 from p2pinfer.engine.gpu import Gpu
@@ -248,7 +248,14 @@ class _Search:
         raise _refusal(self.crashes, len(self.ruled_out))
 
     def _try(self, settings: Settings) -> Probe | None:
-        found = self._attempt(settings)
+        try:
+            found = self._attempt(settings)
+        except BadModelFile as error:
+            if not settings.values_bf16:
+                raise
+            # Latent attention takes V from the cells of K, which llama.cpp keeps in one type.
+            self.ruled_out.append((settings, str(error)))
+            return None
         if isinstance(found, Probe):
             return found
         self.ruled_out.append((settings, found.how if found else INEXACT))

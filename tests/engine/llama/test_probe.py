@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import EngineError, UnsupportedModel
+from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
@@ -288,6 +288,26 @@ def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
     flawed = trying(Loader(depends_on_place))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
         probe(tries(lambda each: SEGFAULT if each.repack else flawed(each)), 1, cache, KINDS)
+
+
+def test_layers_that_keep_k_and_v_alike_are_tried_without_bfloat16(cache: Path) -> None:
+    """What llama.cpp says of it is kept; of a file that it does not load at all, it is raised."""
+    flawed = trying(Loader(wide_rows_differ))
+
+    def attempt(settings: Settings) -> Probe | Crash | None:
+        if settings.values_bf16:
+            raise BadModelFile("different K (f16) and V (bf16) cache types")
+        return flawed(settings)
+
+    assert probe(tries(attempt), 1, cache, KINDS).settings == Settings(1, fixed=True)
+    ruled_out = json.loads(cache.read_text())["ruled_out"]
+    assert sum("cache types" in each["why"] for each in ruled_out) == 2
+
+    def unloadable(_: Settings) -> Probe | Crash | None:
+        raise BadModelFile("no such file")
+
+    with pytest.raises(BadModelFile, match="no such file"):
+        probe(tries(unloadable), 1, cache.with_name("other.json"), KINDS)
 
 
 def test_lack_of_memory_is_not_kept(cache: Path) -> None:
