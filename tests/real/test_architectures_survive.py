@@ -16,7 +16,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.node.local_swarm import share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
-from tests.support.alone import said_alone
+from tests.support.alone import ANSWER_TOKENS, said_alone
 from tests.support.model_factory import write_model
 from tests.support.patience import while_it_moves
 from tests.support.recipes import CASES
@@ -32,13 +32,13 @@ GREEDY = Sampling(temperature=0.0)
 
 
 async def say_by_swarm(
-    client: Client, victims: Victims, prompt: Sequence[int], count: int, said: list[int]
+    client: Client, victims: Victims, prompt: Sequence[int], said: list[int]
 ) -> None:
-    """Add ``count`` tokens of a swarm to ``said`` while the stage in its middle is killed."""
+    """Add to ``said`` what a swarm says while the stage in its middle is killed."""
     route = await client.find_route(lambda _: None)
     async with (
         client.open_session(route) as session,
-        aclosing(session.generate(prompt, GREEDY, count)) as tokens,
+        aclosing(session.generate(prompt, GREEDY, ANSWER_TOKENS)) as tokens,
     ):
         async for token in tokens:
             said.append(token.id)
@@ -68,7 +68,7 @@ async def test_an_answer_survives_a_killed_stage(name: str, tmp_path: Path) -> N
     full, path = tmp_path / "full.gguf", tmp_path / "model.gguf"
     write_full(name, full)
     quantise(full, path, "Q8_0")
-    prompt, expected = said_alone(path)
+    prompt, answers = said_alone(path)
     store = open_store()
     model = open_whole(name_model(str(path), store, lambda *_: None), store)
     machine = Machine(sessions=2, context=256)
@@ -85,6 +85,6 @@ async def test_an_answer_survives_a_killed_stage(name: str, tmp_path: Path) -> N
                 options = ClientOptions(model.id, victims.ways_in(), NETWORK, machine=machine)
                 async with open_client(options, store, lambda _: None) as client:
                     await wait_known(client, victims, known_s_max=math.inf)
-                    await say_by_swarm(client, victims, prompt, len(expected), said)
+                    await say_by_swarm(client, victims, prompt, said)
             nursery.cancel_scope.cancel()
-    assert said == expected
+    assert said in answers

@@ -13,7 +13,7 @@ from p2pinfer.node.model_supply import open_store
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from tests.real.test_cli import joined
 from tests.real.test_from_nothing import check_parts, store_in
-from tests.support.alone import said_alone
+from tests.support.alone import ANSWER_TOKENS, said_alone
 from tests.support.commands import run
 from tests.support.model_factory import write_model
 from tests.support.recipes import CASES
@@ -56,7 +56,7 @@ async def test_a_sharded_model_joins_from_nothing(
     quantise(full, whole, "Q8_0")
     shards = write_shards(whole, tmp_path / "shards", tensors_max=12)
     assert len(shards) > 3
-    prompt, expected = said_alone(whole)
+    prompt, answers = said_alone(whole)
     homes = [tmp_path / each for each in ("first", "second", "third", "asker")]
     layers = CASES[name].recipe.layers
     bounds = [keep, 2, 3, layers - keep]
@@ -77,7 +77,9 @@ async def test_a_sharded_model_joins_from_nothing(
         options = ClientOptions(
             manifest.id, (seed,), Reach(NETWORK), keep, Machine(2, 256), shows_tokens=True
         )
-        assert await said_by_swarm(options, prompt, len(expected)) == (expected, ranges)
+        answer, shares = await said_by_swarm(options, prompt, ANSWER_TOKENS)
+        assert answer in answers
+        assert shares == ranges
         check_parts(homes[1], seeded, manifest, manifest.needed(bounds[1], bounds[2]))
         check_parts(homes[2], seeded, manifest, manifest.needed(bounds[2], bounds[3]))
         check_parts(homes[3], seeded, manifest, manifest.ends(keep))
