@@ -208,7 +208,8 @@ def test_next_turn_of_a_conversation_is_quick(client: openai.OpenAI) -> None:
 def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
     """As `curl -N` shows it: events, each a line of JSON, then ``[DONE]``."""
     body = {"model": "default", "messages": SAY, "max_tokens": 4, "stream": True}
-    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as reply:
+    asked = f"{gateway.url}/v1/chat/completions"
+    with httpx.stream("POST", asked, json=body, timeout=60) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         assert reply.headers["cache-control"] == "no-cache"
         lines = [line for line in reply.iter_lines() if line]
@@ -220,7 +221,8 @@ def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
 def test_client_that_leaves_frees_its_session(gateway: RunningGateway) -> None:
     """Soon after a stream is cut off, its answer stops."""
     body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 900, "stream": True}
-    with httpx.stream("POST", f"{gateway.url}/v1/completions", json=body) as reply:
+    asked = f"{gateway.url}/v1/completions"
+    with httpx.stream("POST", asked, json=body, timeout=60) as reply:
         lines = reply.iter_lines()  # dropping the iterator closes the response
         next(lines)
         assert sessions(gateway)["running"] == 1
