@@ -37,8 +37,8 @@ RECEIVE_BYTES = 1 << 16
 TIME_BYTES = 8
 """At the start of each message: the nanoseconds that all engines together have computed for."""
 
-KEY_BYTES, TAG_BYTES = 32, 16
-_NONCE = bytes(12)
+TAG_BYTES = 16
+_KEY, _NONCE = bytes(32), bytes(12)
 """Nothing here is secret: only what encrypting costs is wanted."""
 
 END_S_MAX = 5.0
@@ -163,7 +163,7 @@ class _Awaiting:
     ) -> None:
         sockets = map(trio.socket.from_stdlib_socket, (engine, behind, before))
         self._engine, self._behind, self._before = map(trio.SocketStream, sockets)
-        self._size, self._cipher = size, ChaCha20Poly1305(bytes(KEY_BYTES))
+        self._size, self._cipher = size, ChaCha20Poly1305(_KEY)
 
     async def take(self) -> bytes:
         """Receive a message from the node before this one."""
